@@ -1,0 +1,248 @@
+"""Train the embedded text encoder and causal DiT the way they will run: clean history, one noisy chunk, four warped steps.
+
+A training row is a whole clip of N chunks laid out twice, [clean 0 .. N-1 | noisy 0 .. N-1]. A noisy chunk sees itself and
+the clean sink, the clean window before it and, now and then, earlier chunks that a search would have appended as sinks; a
+clean chunk sees the same history and itself. So one forward trains every chunk under exactly the context it will meet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from runtime.bench.sprites.train_log import TrainLog, atomic_save, pick_device
+from runtime.bench.sprites.world import (
+    BACKGROUNDS,
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    SPEEDS,
+)
+from runtime.generators.schedule import Schedule, all_sigmas
+from runtime.generators.text import TextConfig, build_encoder, word_tokeniser
+from runtime.generators.wan import DiTConfig, WanDiT
+from runtime.generators.wan_layers import dense_attention
+
+CHUNK, WINDOW = 3, 2  # latent frames a chunk, chunks of history in the window
+TEXT_LEN = 16
+DIT = DiTConfig(
+    dim=192, heads=6, layers=6, ffn_dim=768, freq_dim=128, text_dim=64, text_len=TEXT_LEN, channels=12
+)
+TEXT = TextConfig(vocab_size=64, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+HISTORY_NOISE = 0.2  # largest noise on the clean history
+ON_STEP = 0.8  # share of noise levels drawn from the steps that inference runs
+EXTRA_SINK = 0.15  # chance that an old chunk stays visible as a sink
+FAR = 0.35  # share of rows whose sink lies far back in time
+FAR_CHUNKS = 40
+
+
+def vocabulary() -> list[str]:
+    """Every word of the world's captions, sorted, plus a few that people add."""
+    phrases = [*SHAPES, *COLOURS, *BACKGROUNDS, *SPEEDS, *MOTIONS, "a", "an", "the", "on", "background"]
+    return sorted({word for phrase in phrases for word in phrase.split()})
+
+
+def visibility(rows: int, chunks: int, rng: random.Random) -> Tensor:
+    """Which clean chunk (column) a chunk may attend to as history (row): [rows, chunks, chunks] bool."""
+    seen = torch.zeros(rows, chunks, chunks, dtype=torch.bool)
+    for n in range(chunks):
+        seen[:, n, 0] = n > 0
+        seen[:, n, max(0, n - WINDOW) : n] = True
+    for row in range(rows):
+        if rng.random() < 0.5:
+            for old in range(1, chunks):
+                if rng.random() < 2 * EXTRA_SINK:
+                    seen[row, old + WINDOW + 1 :, old] = True
+    return seen
+
+
+class ForcedAttention:
+    """Self attention over [clean | noisy] with per-chunk visibility; the callable that ``WanDiT.forward`` takes."""
+
+    def __init__(self, seen: Tensor, tokens: int) -> None:
+        rows, chunks, _ = seen.shape
+        own = torch.eye(chunks, dtype=torch.bool, device=seen.device)
+        self.tokens, self.chunks = tokens, chunks  # tokens of a chunk
+        self.clean = (seen | own).repeat_interleave(tokens, 1).repeat_interleave(tokens, 2)[:, None]
+        ones = seen.new_ones(rows, chunks, tokens)
+        noisy = torch.cat([seen.repeat_interleave(tokens, 2), ones], dim=-1)  # [B, N, N*t + t]
+        self.noisy = noisy.flatten(0, 1)[:, None, None]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        half = q.shape[1] // 2
+        clean = dense_attention(q[:, :half], k[:, :half], v[:, :half], self.clean)
+        own = [t[:, half:].unflatten(1, (self.chunks, self.tokens)).flatten(0, 1) for t in (q, k, v)]
+        past = [t[:, :half].repeat_interleave(self.chunks, 0) for t in (k, v)]
+        keys, values = (torch.cat(pair, dim=1) for pair in zip(past, own[1:], strict=True))
+        noisy = dense_attention(own[0], keys, values, self.noisy)
+        return torch.cat([clean, noisy.unflatten(0, (-1, self.chunks)).flatten(1, 2)], dim=1)
+
+
+class Student(nn.Module):
+    """Text encoder and DiT trained together; the state dict splits by prefix into the two shipped files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = build_encoder(TEXT)
+        self.dit = WanDiT(DIT)
+        nn.init.zeros_(self.dit.head.head.weight)
+        for block in self.dit.blocks:
+            nn.init.zeros_(block.self_attn.o.weight)
+            nn.init.zeros_(block.cross_attn.o.weight)
+        with torch.no_grad():
+            for block in self.dit.blocks:  # residual branches open at 1, scales and shifts at 0
+                block.modulation.zero_()
+                block.modulation[:, [2, 5]] = 1.0
+            self.dit.head.modulation.zero_()
+            self.dit.time_projection[1].weight.mul_(0.1)
+
+    def forward(self, ids: Tensor, mask: Tensor, x: Tensor, timestep: Tensor, frames: Tensor, seen: Tensor):
+        embeds = self.text(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
+        context = self.dit.text_context(embeds)
+        height, width = x.shape[-2:]
+        attend = ForcedAttention(seen, CHUNK * height * width // 4)
+        return self.dit(x, timestep, context, self.dit.rope(frames, height, width), attend)
+
+
+def draw_sigmas(rows: int, chunks: int, generator: torch.Generator) -> Tensor:
+    """Noise level per chunk [rows, chunks]: mostly the levels that inference runs, else shifted-uniform."""
+    steps = torch.tensor(Schedule.warped().sigmas)
+    every = all_sigmas(5.0)
+    on = steps[torch.randint(len(steps), (rows, chunks), generator=generator)]
+    off = every[torch.randint(len(every), (rows, chunks), generator=generator)]
+    return torch.where(torch.rand(rows, chunks, generator=generator) < ON_STEP, on, off)
+
+
+def loss_of(student: Student, latents: Tensor, ids: Tensor, mask: Tensor, step: int) -> Tensor:
+    """Mean flow error over the noisy chunks. latents [B, 3 * N, C, h, w] on the training device."""
+    rows, chunks = len(latents), latents.shape[1] // CHUNK
+    generator, rng = torch.Generator().manual_seed(step), random.Random(step)
+    sigma = draw_sigmas(rows, chunks, generator).to(latents.device).repeat_interleave(CHUNK, 1)
+    eps = torch.randn(latents.shape, generator=generator).to(latents.device)
+    level = sigma[:, :, None, None, None]
+    noisy = (1 - level) * latents + level * eps
+    drift = torch.rand(rows, 1, 1, 1, 1, generator=generator).to(latents.device) * HISTORY_NOISE
+    clean = latents + drift * torch.randn(latents.shape, generator=generator).to(latents.device)
+    frames = torch.arange(chunks * CHUNK).repeat(rows, 1)
+    weight = torch.ones(rows, chunks * CHUNK)
+    for row in range(rows):
+        if rng.random() < FAR:
+            frames[row, CHUNK:] += CHUNK * rng.randint(1, FAR_CHUNKS)
+            weight[row, CHUNK : 2 * CHUNK] = 0  # right after the jump only the sink is seen: no telling what comes
+    timestep = torch.cat([torch.zeros_like(sigma), 1000 * sigma], dim=1)
+    seen = visibility(rows, chunks, rng).to(latents.device)
+    frames, weight = (t.to(latents.device) for t in (frames, weight))
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        flow = student(
+            ids, mask, torch.cat([clean, noisy], 1), timestep, torch.cat([frames, frames], 1), seen
+        )
+    error = (flow[:, chunks * CHUNK :].float() - (eps - latents)).square().mean((2, 3, 4))
+    return (error * weight).sum() / weight.sum()
+
+
+class Corpus:
+    """Latents and captions made ahead by ``encode_clips``; shards may still be arriving while training runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.tokeniser = folder, word_tokeniser(vocabulary())
+        self.latents, self.captions = torch.empty(0), []
+        self.shards = 0
+
+    def refresh(self) -> None:
+        paths = sorted(self.folder.glob("shard_*.pt"))
+        if len(paths) == self.shards:
+            return
+        parts = [torch.load(path, weights_only=True) for path in paths]
+        self.latents = torch.cat([part["latents"] for part in parts])
+        self.captions = [caption for part in parts for caption in part["captions"]]
+        self.shards = len(paths)
+
+    def batch(self, size: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents [B, F, C, h, w] float32, ids and mask [B, TEXT_LEN]; some captions lose their speed word."""
+        rng = random.Random(step)
+        rows = [rng.randrange(len(self.captions)) for _ in range(size)]
+        texts = [self.captions[row] for row in rows]
+        for speed in SPEEDS:
+            texts = [t.replace(f" {speed}", "") if rng.random() < 0.03 else t for t in texts]
+        ids, mask = self.encode(texts)
+        return self.latents[rows].float(), ids, mask
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        coded = [self.tokeniser.encode(text).ids for text in texts]
+        ids = torch.tensor([c + [0] * (TEXT_LEN - len(c)) for c in coded])
+        return ids, (torch.arange(TEXT_LEN) < torch.tensor([len(c) for c in coded])[:, None]).long()
+
+
+def train(corpus: Corpus, out: Path, steps: int, batch: int, rate: float, device: torch.device) -> None:
+    """Run to ``steps``, resuming from ``out/dit.pt``; writes the averaged weights as two safetensors files."""
+    torch.manual_seed(0)
+    student = Student().to(device)
+    average = {k: v.detach().clone() for k, v in student.state_dict().items()}
+    decay = [p for p in student.parameters() if p.ndim >= 2]
+    rest = [p for p in student.parameters() if p.ndim < 2]
+    optimiser = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.98)
+    )
+    log, state, first = TrainLog(out / "dit.log"), out / "dit.pt", 0
+    if state.exists():
+        saved = torch.load(state, weights_only=True, map_location=device)
+        student.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        average, first = saved["average"], saved["step"]
+    began = time.monotonic()
+    for step in range(first, steps):
+        if step % 100 == 0 or step == first:
+            corpus.refresh()
+        for group in optimiser.param_groups:
+            group["lr"] = rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-6
+        latents, ids, mask = (t.to(device) for t in corpus.batch(batch, step))
+        loss = loss_of(student, latents, ids, mask, step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimiser.step()
+        keep = min(0.998, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for name, value in student.state_dict().items():
+                average[name].lerp_(value, 1 - keep)
+        log.add(step, loss=loss)
+        if step % 20 == 19:
+            log.write(step, seconds=time.monotonic() - began)
+        if step % 100 == 99 or step == steps - 1:
+            saved = {"model": student.state_dict(), "average": average, "step": step + 1}
+            atomic_save({**saved, "optimiser": optimiser.state_dict()}, state)
+    export(average, out, steps)
+
+
+def export(average: dict[str, Tensor], out: Path, steps: int) -> None:
+    """Split averaged weights into ``dit.safetensors`` and ``text.safetensors`` with their configurations."""
+    log = TrainLog(out / "dit.log")
+    for part, config in (("dit", asdict(DIT)), ("text", asdict(TEXT) | {"text_len": TEXT_LEN})):
+        weights = {k.removeprefix(part + "."): v.cpu() for k, v in average.items() if k.startswith(part + ".")}
+        weights.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
+        log.finish(out / f"{part}.safetensors", weights, config, steps)
+    word_tokeniser(vocabulary()).save(str(out / "tokenizer.json"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", type=Path, default=Path("out/train/corpus"))
+    parser.add_argument("--out", type=Path, default=Path("out/train"))
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=1.2e-3)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    train(Corpus(args.corpus), args.out, args.steps, args.batch, args.rate, pick_device(args.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Prompts to embeddings: a tokeniser file and a UMT5 encoder, the same classes for Wan's UMT5-XXL and the embedded one.
+
+The encoder is transformers' ``UMT5EncoderModel`` and the tokeniser the ``tokenizers`` library: text runs once per prompt,
+so nothing is to be gained by code of our own, and their parameter names are the ones published weights come with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextConfig:
+    """Sizes of a UMT5 encoder, under the names of its published configuration."""
+
+    vocab_size: int
+    d_model: int = 4096
+    d_kv: int = 64
+    d_ff: int = 10240
+    num_layers: int = 24
+    num_heads: int = 64
+
+
+def word_tokeniser(words: Sequence[str]) -> Tokenizer:
+    """A tokeniser of whole words, lower-cased, punctuation dropped, closed with the end token like UMT5's."""
+    from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = {token: index for index, token in enumerate([PAD, END, UNKNOWN, *words])}
+    tokeniser = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokeniser.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokeniser.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\p{L}\p{N}]+"), "removed")
+    tokeniser.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, vocabulary[END])]
+    )
+    return tokeniser
+
+
+def build_encoder(config: TextConfig) -> nn.Module:
+    """An uninitialised-by-file UMT5 encoder of these sizes; transformers is imported here because it takes seconds."""
+    from transformers import UMT5Config
+    from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+    arguments: dict[str, Any] = {**asdict(config), "dropout_rate": 0.0, "feed_forward_proj": "gated-gelu"}
+    return UMT5EncoderModel(UMT5Config(**arguments))
+
+
+class TextEncoder:
+    """Encodes one prompt to [1, tokens, d_model]; rows beyond the prompt are left for the model to zero-pad."""
+
+    def __init__(self, tokeniser: Tokenizer, encoder: nn.Module, text_len: int) -> None:
+        self.tokeniser = tokeniser
+        self.encoder = encoder.eval()
+        self.text_len = text_len
+
+    @staticmethod
+    def read_tokeniser(path: Path) -> Tokenizer:
+        if not path.is_file():
+            raise ValueError(f"tokeniser: no such file: {path}")
+        return Tokenizer.from_file(str(path))
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of ``prompt`` that the tokeniser replaces by its unknown token, in order, without repeats."""
+        unknown = self.tokeniser.token_to_id(UNKNOWN)
+        coded = self.tokeniser.encode(prompt)
+        spans = (s for i, s in zip(coded.ids, coded.offsets, strict=True) if i == unknown and s[1] > s[0])
+        return list(dict.fromkeys(prompt[first:last] for first, last in spans))
+
+    def token_ids(self, prompt: str) -> list[int]:
+        """Ids of ``prompt``, cut to ``text_len`` with the end token kept."""
+        ids = self.tokeniser.encode(re.sub(r"\s+", " ", prompt).strip()).ids
+        return ids if len(ids) <= self.text_len else [*ids[: self.text_len - 1], ids[-1]]
+
+    @torch.no_grad()
+    def encode(self, prompt: str) -> Tensor:
+        """One prompt -> embeddings [1, tokens, d_model] in the encoder's dtype and on its device."""
+        parameter = next(self.encoder.parameters())
+        ids = torch.tensor([self.token_ids(prompt)], device=parameter.device)
+        return self.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state

@@ -1,0 +1,300 @@
+"""The causal video autoencoder: frames to latents, and latents back to frames piece by piece.
+
+Public tensors are frame-major. Legend: B rows, T latent frames, C latent channels, h x w latent
+size, H x W pixels, r = ``time_stride``: frames per latent frame, but for the first, which stands
+for a single frame.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from runtime.generators.vae_layers import Decoder, Encoder, Past
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VAEConfig:
+    """Sizes of one autoencoder. ``WAN21`` is the published one; smaller ones share all code."""
+
+    latent_channels: int = 16
+    base_dim: int = 96  # channels of the encoder's stem
+    decoder_base_dim: int | None = None  # None: as the encoder
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2  # per level of the encoder; the decoder has one more
+    space_downsample: tuple[bool, ...] = (True, True, True)  # after each level but the last
+    time_downsample: tuple[bool, ...] = (False, True, True)
+    mid_attention: bool = True
+    patch: int = 1  # pixels folded into channels before the first convolution, per side
+    latent_mean: tuple[float, ...] = ()  # empty: zeros
+    latent_std: tuple[float, ...] = ()  # empty: ones
+
+    def __post_init__(self) -> None:
+        for name in ("latent_channels", "base_dim", "decoder_base_dim", "res_blocks", "patch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"vae.{name}: want at least 1, got {value}")
+        if not self.dim_mult or min(self.dim_mult) < 1:
+            raise ValueError(f"vae.dim_mult: want one number >= 1 per level, got {self.dim_mult}")
+        steps = len(self.dim_mult) - 1
+        for name in ("space_downsample", "time_downsample"):
+            given = len(getattr(self, name))
+            if given != steps:
+                raise ValueError(
+                    f"vae.{name}: want {steps} entries, one per level but the last, got {given}"
+                )
+        for name in ("latent_mean", "latent_std"):
+            given = len(getattr(self, name))
+            if given not in (0, self.latent_channels):
+                raise ValueError(
+                    f"vae.{name}: want none or {self.latent_channels} values, one per latent "
+                    f"channel, got {given}"
+                )
+        if any(std <= 0 for std in self.latent_std):
+            raise ValueError(f"vae.latent_std: want positive values, got {self.latent_std}")
+        for width, space in zip(self.decoder_widths[1:], self.space_downsample[::-1], strict=False):
+            if space and width % 2:
+                raise ValueError(f"vae.dim_mult: want even decoder widths to halve, got {width}")
+
+    @property
+    def encoder_widths(self) -> tuple[int, ...]:
+        """Channels of the encoder's stem and of each level."""
+        return (self.base_dim, *(self.base_dim * mult for mult in self.dim_mult))
+
+    @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Channels of the decoder's stem and of each level, latent end first."""
+        widths = [(self.decoder_base_dim or self.base_dim) * mult for mult in self.dim_mult[::-1]]
+        return (widths[0], *widths)
+
+    @property
+    def time_stride(self) -> int:
+        """Frames per latent frame after the first."""
+        return 2 ** sum(self.time_downsample)
+
+    @property
+    def space_stride(self) -> int:
+        """Pixels per latent position and side."""
+        return self.patch * 2 ** sum(self.space_downsample)
+
+
+# Statistics published with the Wan 2.1 autoencoder.
+WAN21 = VAEConfig(
+    latent_mean=(
+        *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+        *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+    ),
+    latent_std=(
+        *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+        *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderState:
+    """What the decoder must remember between two pieces of a video; never written to once made."""
+
+    caches: tuple[Tensor, ...]  # each [B, C, 2, H, W] at its layer's width and size
+
+    @property
+    def batch(self) -> int:
+        """Rows held."""
+        return self.caches[0].shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held on the device."""
+        return sum(cache.nbytes for cache in self.caches)
+
+    def rows(self, index: Sequence[int]) -> "DecoderState":
+        """Rows by host integers, repeats allowed (siblings of one parent). IndexError outside."""
+        if list(index) == list(range(self.batch)):
+            return self
+        if not index:
+            raise ValueError("index: want at least one row, got none")
+        # Slices, not a tensor of indices: uploading one would wait for the device.
+        picks = [range(self.batch)[row] for row in index]
+        return DecoderState(
+            tuple(torch.cat([cache[row : row + 1] for row in picks]) for cache in self.caches)
+        )
+
+    @staticmethod
+    def stack(states: Sequence["DecoderState"]) -> "DecoderState":
+        """The rows of all ``states`` in order. ValueError unless of one decoder and frame size."""
+        if not states:
+            raise ValueError("states: want at least one decoder state, got none")
+        shapes = [[list(cache.shape[1:]) for cache in state.caches] for state in states]
+        for number, other in enumerate(shapes):
+            if other != shapes[0]:
+                raise ValueError(
+                    f"states[{number}]: want caches shaped as those of states[0], got others; "
+                    f"stack only states of one decoder at one frame size"
+                )
+        if len(states) == 1:
+            return states[0]
+        columns = zip(*(state.caches for state in states), strict=True)
+        return DecoderState(tuple(torch.cat(column) for column in columns))
+
+
+class WanVAE(nn.Module):
+    """Encoder and decoder under the published parameter names; computes in its own dtype."""
+
+    latent_mean: Tensor  # [C, 1, 1]
+    latent_std: Tensor  # [C, 1, 1]
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels, pixels = config.latent_channels, 3 * config.patch**2
+        steps = list(zip(config.space_downsample, config.time_downsample, strict=True))
+        depth, attention = config.res_blocks, config.mid_attention
+        into, out_of = config.encoder_widths, config.decoder_widths
+        self.encoder = Encoder(pixels, 2 * channels, into, steps, depth, attention)
+        self.conv1 = nn.Conv3d(2 * channels, 2 * channels, 1)
+        self.conv2 = nn.Conv3d(channels, channels, 1)
+        self.decoder = Decoder(channels, pixels, out_of, steps[::-1], depth, attention)
+        mean = config.latent_mean or (0.0,) * channels
+        std = config.latent_std or (1.0,) * channels
+        # On the CPU by name, so that a module built on "meta" still knows its statistics.
+        for name, values in (("latent_mean", mean), ("latent_std", std)):
+            stats = torch.tensor(values, dtype=torch.get_default_dtype(), device="cpu")
+            self.register_buffer(name, stats[:, None, None], persistent=False)
+
+    def moments(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior mean and log-variance, un-normalised, with gradients, whole sequence at once.
+
+        frames [B, 1 + r * k, 3, H, W] float in [0, 1] -> two of [B, 1 + k, C, h, w].
+        ValueError as ``encode``.
+        """
+        self._check_frames(frames)
+        return self._moments(frames, Past())
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor, piece: int = 3) -> Tensor:
+        """Normalised latents (posterior mean), at most ``piece`` latent frames at a time.
+
+        frames [B, 1 + r * k, 3, H, W] float in [0, 1], H and W multiples of ``space_stride``
+        -> [B, 1 + k, C, h, w]. ValueError for any other shape or an integer dtype.
+        """
+        self._check_frames(frames)
+        _check_piece(piece)
+        stride = self.config.time_stride
+        later = frames.shape[1] - 1 - (piece - 1) * stride
+        first = 1 + (piece - 1) * stride if later > 0 else frames.shape[1]
+        means: list[Tensor] = []
+        caches: Sequence[Tensor] | None = None
+        for part in (frames[:, :first], *frames[:, first:].split(piece * stride, dim=1)):
+            if part.shape[1] == 0:
+                continue
+            past = Past(caches, keep=True)
+            means.append(self._moments(part, past)[0])
+            caches = past.kept
+        return (torch.cat(means, dim=1) - self.latent_mean) / self.latent_std
+
+    @torch.no_grad()
+    def decode_next(
+        self, latents: Tensor, state: DecoderState | None
+    ) -> tuple[Tensor, DecoderState]:
+        """Frames of the next latents of a video and the state after them; ``state`` stays usable.
+
+        latents [B, T, C, h, w] normalised -> frames [B, n, 3, H, W] in [0, 1], where n is
+        1 + r * (T - 1) when ``state`` is None (the video begins), else r * T. ValueError for a
+        wrong shape or another row count.
+        """
+        self._check_latents(latents)
+        if state is not None:
+            self._check_state(state, latents)
+        past = Past(None if state is None else state.caches, keep=True)
+        frames = self._pixels(latents, past).clamp(-1.0, 1.0).add(1.0).mul(0.5)
+        return frames, DecoderState(tuple(past.kept))
+
+    @torch.no_grad()
+    def decode_fresh(self, latents: Tensor, piece: int = 3) -> Tensor:
+        """A whole video from an empty state, ``piece`` latent frames at a time.
+
+        latents [B, T, C, h, w] normalised -> frames [B, 1 + r * (T - 1), 3, H, W] in [0, 1]: bit
+        for bit what ``decode_next`` gives for the same pieces. ValueError for a wrong shape.
+        """
+        self._check_latents(latents)
+        _check_piece(piece)
+        frames: list[Tensor] = []
+        state: DecoderState | None = None
+        for part in latents.split(piece, dim=1):
+            newest, state = self.decode_next(part, state)
+            frames.append(newest)
+        return torch.cat(frames, dim=1)
+
+    def decode_train(self, latents: Tensor) -> Tensor:
+        """``decode_fresh`` with gradients: whole sequence at once, un-clamped, around [-1, 1].
+
+        latents [B, T, C, h, w] normalised -> [B, 1 + r * (T - 1), 3, H, W]. ValueError for a
+        wrong shape.
+        """
+        self._check_latents(latents)
+        return self._pixels(latents, Past())
+
+    def _moments(self, frames: Tensor, past: Past) -> tuple[Tensor, Tensor]:
+        x = _to_channels(frames.to(self.conv1.weight.dtype) * 2.0 - 1.0, self.config.patch)
+        mean, logvar = self.conv1(self.encoder(x, past)).transpose(1, 2).chunk(2, dim=2)
+        return mean, logvar
+
+    def _pixels(self, latents: Tensor, past: Past) -> Tensor:
+        z = latents.to(self.conv2.weight.dtype) * self.latent_std + self.latent_mean
+        return _to_frames(self.decoder(self.conv2(z.transpose(1, 2)), past), self.config.patch)
+
+    def _check_frames(self, frames: Tensor) -> None:
+        time, space = self.config.time_stride, self.config.space_stride
+        if frames.ndim != 5 or frames.shape[2] != 3 or not frames.is_floating_point():
+            raise ValueError(
+                f"frames: want [B, frames, 3, H, W] of a float dtype in [0, 1], "
+                f"got {list(frames.shape)} {frames.dtype}"
+            )
+        if frames.shape[1] % time != 1 % time or frames.shape[1] < 1:
+            raise ValueError(f"frames: want 1 + {time} * k frames, got {frames.shape[1]}")
+        height, width = frames.shape[3:]
+        if min(height, width) < 1 or height % space or width % space:
+            raise ValueError(f"frames: want H and W multiples of {space}, got {height} x {width}")
+
+    def _check_latents(self, latents: Tensor) -> None:
+        channels = self.config.latent_channels
+        if latents.ndim != 5 or latents.shape[2] != channels or not latents.is_floating_point():
+            raise ValueError(
+                f"latents: want [B, T, {channels}, h, w] of a float dtype, "
+                f"got {list(latents.shape)} {latents.dtype}"
+            )
+        if math.prod(latents.shape) == 0:
+            raise ValueError(f"latents: want at least one of each size, got {list(latents.shape)}")
+
+    def _check_state(self, state: DecoderState, latents: Tensor) -> None:
+        # The first layer's cache has the latents' own size.
+        rows, height, width = (state.caches[0].shape[axis] for axis in (0, 3, 4))
+        if rows != latents.shape[0]:
+            raise ValueError(
+                f"state: want {latents.shape[0]} rows as the latents, got {rows}; "
+                f"pick them with state.rows"
+            )
+        if [height, width] != list(latents.shape[3:]):
+            raise ValueError(
+                f"state: want a state of latents {list(latents.shape[3:])} in size, "
+                f"got one of {[height, width]}"
+            )
+
+
+def _check_piece(piece: int) -> None:
+    if piece < 1:
+        raise ValueError(f"piece: want at least 1 latent frame at a time, got {piece}")
+
+
+def _to_channels(frames: Tensor, patch: int) -> Tensor:
+    """[B, T, 3, H, W] -> [B, 3 * p * p, T, H / p, W / p], in the order (colour, column, row)."""
+    split = frames.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # [B, T, 3, H/p, p, W/p, p]
+    return split.permute(0, 2, 6, 4, 1, 3, 5).flatten(1, 3)
+
+
+def _to_frames(x: Tensor, patch: int) -> Tensor:
+    """The inverse of ``_to_channels``, contiguous."""
+    split = x.unflatten(1, (-1, patch, patch))  # [B, 3, p (column), p (row), T, h, w]
+    return split.permute(0, 4, 1, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4).contiguous()
