@@ -1,0 +1,186 @@
+"""The only mutable tensors that outlive a chunk, and the rules for who still needs them.
+
+A block holds the rotated keys and the values of one chunk, all layers. A history's memory is a handful of block ids, so
+siblings share blocks by holding the same ids. Nothing is copied but a sink that an EMA must change while others need it.
+
+Legend: P = 2 * layers planes (keys then values), N blocks, S tokens of a chunk, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from runtime.kernels.ema_merge import ema_merge_reference
+from runtime.settings import MemorySettings
+from runtime.types import Memory, Route, Slot, Trajectory
+
+
+class KVPool:
+    """Blocks with reference counts."""
+
+    def __init__(
+        self, blocks: int, block_shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        """``block_shape`` is (P, S, H, D)."""
+        planes, *rest = block_shape
+        self.kv = torch.zeros(planes, blocks, *rest, dtype=dtype, device=device)  # [P, N, S, H, D]
+        self.counts = [0] * blocks
+        self.shadows: dict[int, Tensor] = {}  # float32 values of merged sinks, where the pool's dtype is narrower
+
+    @property
+    def blocks(self) -> int:
+        return len(self.counts)
+
+    @property
+    def used(self) -> int:
+        return sum(count > 0 for count in self.counts)
+
+    @property
+    def nbytes(self) -> int:
+        return self.kv.nbytes + sum(shadow.nbytes for shadow in self.shadows.values())
+
+    @contextmanager
+    def lease(self) -> Iterator[Lease]:
+        """Holds what one video needs; gives everything back however the video ends."""
+        lease = Lease(self)
+        try:
+            yield lease
+        finally:
+            lease.close()
+
+    def allocate(self) -> int:
+        """A free block, held once. RuntimeError when there is none."""
+        try:
+            block = self.counts.index(0)
+        except ValueError:
+            raise RuntimeError(
+                f"KV pool is full: all {self.blocks} blocks are in use; lower search.histories or memory.max_sink_frames"
+            ) from None
+        self.counts[block] = 1
+        return block
+
+    def release(self, block: int) -> None:
+        assert self.counts[block] > 0, f"block {block} was released more often than it was held"
+        self.counts[block] -= 1
+        if self.counts[block] == 0:
+            self.shadows.pop(block, None)
+
+    def check(self, memories: Iterable[Memory]) -> None:
+        """Recount every reference; RuntimeError names the first block whose count is not what ``memories`` hold."""
+        wanted = Counter(slot.block for memory in memories for slot in memory.slots)
+        for block, count in enumerate(self.counts):
+            if count != wanted[block]:
+                raise RuntimeError(f"KV block {block}: {wanted[block]} memories hold it, its count is {count}")
+
+    def write(self, layer: int, blocks: Sequence[int], k: Tensor, v: Tensor) -> None:
+        """Store one layer's rotated keys and values [B, S, H, D] into B blocks."""
+        layers = self.kv.shape[0] // 2
+        for row, block in enumerate(blocks):
+            self.kv[layer, block].copy_(k[row])
+            self.kv[layers + layer, block].copy_(v[row])
+
+    def merge_(self, target: int, source: int, evicted: int, alpha: float, shift_frames: float, released: bool) -> None:
+        """Block ``target`` becomes the EMA of blocks ``source`` and ``evicted``; target and source may be the same."""
+        narrow = self.kv.dtype not in (torch.float32, torch.float64)
+        merged = ema_merge_reference(
+            self.kv[:, source],
+            self.kv[:, evicted],
+            alpha,
+            shift_frames,
+            rounding="released" if released else "once",
+            shadow=self.shadows.get(source),
+        )
+        if narrow and not released:
+            self.shadows[target] = merged
+        self.kv[:, target].copy_(merged)
+
+
+class Lease:
+    """The references that one running video holds; ``close`` drops whatever is left of them."""
+
+    def __init__(self, pool: KVPool) -> None:
+        self.pool = pool
+        self.held: Counter[int] = Counter()
+
+    def allocate(self) -> int:
+        block = self.pool.allocate()
+        self.held[block] += 1
+        return block
+
+    def hold(self, memory: Memory) -> None:
+        for slot in memory.slots:
+            self.pool.counts[slot.block] += 1
+            self.held[slot.block] += 1
+
+    def drop(self, slots: Iterable[Slot]) -> None:
+        for slot in slots:
+            self.pool.release(slot.block)
+            self.held[slot.block] -= 1
+
+    def close(self) -> None:
+        for block, count in self.held.items():
+            for _ in range(count):
+                self.pool.release(block)
+        self.held.clear()
+
+
+class MemoryKeeper:
+    """Applies routes: what happens to the oldest chunk of a full window before the next chunk is drawn."""
+
+    def __init__(self, settings: MemorySettings, pool: KVPool, released: bool) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.released = released
+
+    def make_room(self, survivors: Sequence[Trajectory], lease: Lease) -> tuple[Trajectory, ...]:
+        """Every survivor whose window is full lets its oldest chunk go by its route, once per history."""
+        merged: dict[tuple[int, int], int] = {}
+        return tuple(replace(s, memory=self._room(s.memory, lease, merged)) for s in survivors)
+
+    def _room(self, memory: Memory, lease: Lease, merged: dict[tuple[int, int], int]) -> Memory:
+        if len(memory.window) < self.settings.window_chunks:
+            return memory
+        leaving, *window = memory.window
+        sinks = memory.sinks
+        route = leaving.route if self.settings.sinking else Route.DISCARD
+        if route is Route.APPEND and len(sinks) < self.settings.max_sink_chunks:
+            return Memory((*sinks, leaving), tuple(window))
+        if route is not Route.DISCARD:
+            sinks = (*sinks[:-1], self._merge(sinks[-1], leaving, lease, merged))
+        lease.drop([leaving])
+        return Memory(sinks, tuple(window))
+
+    def _merge(self, sink: Slot, leaving: Slot, lease: Lease, merged: dict[tuple[int, int], int]) -> Slot:
+        """The sink after the EMA. Histories that agree on both blocks share the result, in place when nobody else
+        needs the old one."""
+        pair = (sink.block, leaving.block)
+        if pair in merged:
+            block = merged[pair]
+            lease.hold(Memory((replace(sink, block=block),)))
+            lease.drop([sink])
+            return replace(sink, block=block)
+        shared = self.pool.counts[sink.block] > 1
+        target = lease.allocate() if shared else sink.block
+        shift = sink.start_frame - leaving.start_frame
+        self.pool.merge_(target, sink.block, leaving.block, self.settings.ema_alpha, shift, self.released)
+        if shared:
+            merged[pair] = target
+            lease.drop([sink])
+        return replace(sink, block=target)
+
+    def remember(self, memory: Memory, slot: Slot, index: int) -> Memory:
+        """``memory`` with the newest chunk's block: an initial sink for the first chunks, else in the window."""
+        if index < self.settings.sink_chunks:
+            return replace(memory, sinks=(*memory.sinks, slot))
+        return replace(memory, window=(*memory.window, slot))
+
+
+def pool_blocks(settings: MemorySettings, histories: int) -> int:
+    """Blocks that ``histories`` survivors can need at once, a merge in progress included."""
+    return histories * settings.max_blocks + 1

@@ -1,0 +1,29 @@
+"""Branches to a ``ChunkPlan``: which blocks each candidate attends to and where they lie in time. Host integers only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runtime.settings import CHUNK_FRAMES, MemorySettings
+from runtime.types import Branch, ChunkPlan, Memory
+
+
+def plan_chunk(branches: Sequence[Branch], index: int, settings: MemorySettings) -> ChunkPlan:
+    """The plan of chunk ``index`` for a batch of candidates, one row per branch, in their order."""
+    memories = [branch.parent.memory for branch in branches]
+    return ChunkPlan(
+        index,
+        index * CHUNK_FRAMES,
+        tuple(tuple(slot.block for slot in memory.slots) for memory in memories),
+        tuple(_shifts(memory, index * CHUNK_FRAMES, settings.rope) for memory in memories),
+    )
+
+
+def _shifts(memory: Memory, start_frame: int, rope: str) -> tuple[int, ...]:
+    """Frames by which each block's keys move. Relative positions put the sinks right before the window, in order."""
+    if rope == "absolute":
+        return (0,) * len(memory.slots)
+    first_window = memory.window[0].start_frame if memory.window else start_frame
+    places = [first_window - CHUNK_FRAMES * back for back in range(len(memory.sinks), 0, -1)]
+    moved = [place - slot.start_frame for place, slot in zip(places, memory.sinks, strict=True)]
+    return (*moved, *(0 for _ in memory.window))

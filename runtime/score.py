@@ -1,0 +1,95 @@
+"""Runs the reward models on what they want to see, fuses their scores and decides each candidate's route.
+
+The one place between noise and selection where numbers come to the host: one copy per chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.settings import MemorySettings, RewardSettings
+from runtime.types import Branch, Clip, RewardModel, Route, Scores, Trajectory, row_ranges
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the video a batch of clips ends."""
+
+    prompt: str
+    fps: int
+    chunk: int  # index of the newest chunk
+    chunks: int  # of the whole video
+
+
+class Scorer:
+    """Image reward over the newest chunk, video reward over the recent window, two gates."""
+
+    def __init__(
+        self,
+        image: RewardModel,
+        video: RewardModel,
+        reward: RewardSettings,
+        memory: MemorySettings,
+        released: bool,
+        batch_rows: int = 0,
+    ) -> None:
+        self.image, self.video, self.batch_rows = image, video, batch_rows
+        self.reward, self.memory, self.released = reward, memory, released
+
+    def rate_images(self, frames: Tensor, place: Place) -> Tensor:
+        """Image reward [B] of the newest chunk's frames [B, T, 3, H, W]."""
+        return self._rate(self.image, frames, place, "image")
+
+    def rate_videos(self, frames: Tensor, place: Place) -> Tensor:
+        """Video reward [B] of the recent window's frames [B, T, 3, H, W]."""
+        return self._rate(self.video, frames, place, "video")
+
+    def best(self, frames: Tensor, place: Place, model: RewardModel | None = None) -> int:
+        """The row of whole videos [K, T, 3, H, W] that ``model`` (default: the video reward) likes most, the earliest
+        of equals; a score that is not finite never wins unless none is."""
+        scores = self._rate(model or self.video, frames, place, "final").double().cpu().tolist()
+        return max(range(len(scores)), key=lambda row: (math.isfinite(scores[row]), scores[row], -row))
+
+    def decide(
+        self, branches: Sequence[Branch], shorts: Tensor, longs: Tensor, place: Place
+    ) -> list[tuple[Scores, Route]]:
+        """Scores and route of every candidate from its two rewards [B] each."""
+        table = torch.stack([shorts.double().cpu(), longs.double().cpu()], dim=1).tolist()
+        weight = image_weight(place.chunk, place.chunks, self.reward.tau)
+        return [
+            self._judge(branch.parent, short, long, weight, place.chunk)
+            for branch, (short, long) in zip(branches, table, strict=True)
+        ]
+
+    def _rate(self, model: RewardModel, frames: Tensor, place: Place, kind: str) -> Tensor:
+        parts = [frames[rows.start : rows.stop] for rows in row_ranges(len(frames), self.batch_rows)]
+        scores = torch.cat([model.score(Clip(part, place.prompt, place.fps, place.chunk)) for part in parts])
+        if scores.shape != (len(frames),):
+            raise RuntimeError(f"{kind} reward: want one score per clip [{len(frames)}], got {list(scores.shape)}")
+        return scores
+
+    def _judge(
+        self, parent: Trajectory, short: float, long: float, weight: float, chunk: int
+    ) -> tuple[Scores, Route]:
+        fused = weight * short + (1 - weight) * long
+        if chunk == 0:
+            return Scores(short, long, fused), Route.DISCARD
+        if self.released:
+            mean = parent.short_sum / chunk
+        else:
+            mean = sum(parent.shorts) / len(parent.shorts)
+        gain, drop = short - mean, parent.long - long
+        route = Route.DISCARD
+        if gain > self.memory.quality_threshold:
+            route = Route.APPEND if drop > self.memory.transition_threshold else Route.EMA
+        return Scores(short, long, fused, gain, drop), route
+
+
+def image_weight(chunk: int, chunks: int, tau: float) -> float:
+    """The image reward's share, growing with the chunk index up to ``tau``; 0 for a video of one chunk."""
+    return min(chunk / (chunks - 1), tau) if chunks > 1 else 0.0

@@ -1,0 +1,232 @@
+"""Frozen settings, their presets and every check that spans two of them. The only place that reads the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CHUNK_FRAMES = 3  # latent frames: the atom of noise, memory, window and reward
+MAX_EXPANSIONS = 100  # seeds are seed + 1000 n + 100 b + i
+PROMPT_CHARACTERS = 4096
+LONGEST_SECONDS = 24 * 3600.0
+
+POLICIES = ("single", "best-of-n", "beam", "stream-t1")
+FIDELITIES = ("paper", "released")
+SCHEDULES = ("survivors", "released")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        guess = difflib.get_close_matches(str(value), known, n=1)
+        hint = f"; did you mean {guess[0]!r}?" if guess else ""
+        raise ValueError(f"{name}: want one of {', '.join(known)}, got {value!r}{hint}")
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise ValueError(f"{name}: want at least {low}, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSettings:
+    policy: str = "stream-t1"
+    histories: int = 2  # K, histories kept after each chunk
+    expansions: int = 2  # M, candidates drawn per history
+    seed: int = 42
+    propagation: bool = True  # blend a chunk's noise with its parent's
+    pruning: bool = True  # False: no selection, one history walks alone
+    horizon_chunks: int = 40  # how far back a search may change its mind, and what the final reward sees
+
+    def __post_init__(self) -> None:
+        _one_of("search.policy", self.policy, POLICIES)
+        _at_least("search.histories", self.histories, 1)
+        _at_least("search.expansions", self.expansions, 1)
+        _at_least("search.horizon_chunks", self.horizon_chunks, 1)
+        if self.expansions > MAX_EXPANSIONS:
+            raise ValueError(f"search.expansions: want at most {MAX_EXPANSIONS}, got {self.expansions}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"search.seed: want a value in 0..2^63-1, got {self.seed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseSettings:
+    beta: float = -0.1  # weight of the parent's noise
+    mode: str = "blend"  # "blend": the paper's formula; "slerp": true angle, keeps the norm of correlated noise
+
+    def __post_init__(self) -> None:
+        _one_of("noise.mode", self.mode, ("blend", "slerp"))
+        if not -1.0 <= self.beta <= 1.0:
+            raise ValueError(f"noise.beta: want a value in [-1, 1], got {self.beta}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySettings:
+    """Sizes are latent frames, as checkpoints state them; each must be a multiple of the chunk."""
+
+    window_frames: int = 12  # L: initial sink + window + current chunk
+    sink_frames: int = 3  # s: the first frames of the video, never evicted
+    max_sink_frames: int = 15  # Smax: with the appended ones
+    ema_alpha: float = 0.999
+    quality_threshold: float = 0.0
+    transition_threshold: float = 0.2
+    sinking: bool = True  # False: what leaves the window is dropped
+    rope: str = "absolute"  # "relative": sinks are re-based next to the window, for videos beyond a minute
+    keep_last: bool = False  # write the last chunk's keys and values too, to go on from it later
+
+    def __post_init__(self) -> None:
+        for name in ("window_frames", "sink_frames", "max_sink_frames"):
+            value = getattr(self, name)
+            if value < CHUNK_FRAMES or value % CHUNK_FRAMES:
+                raise ValueError(f"memory.{name}: want a positive multiple of the chunk ({CHUNK_FRAMES}), got {value}")
+        if self.window_frames < self.sink_frames + 2 * CHUNK_FRAMES:
+            raise ValueError(
+                f"memory.window_frames: want at least sink_frames + 2 chunks "
+                f"({self.sink_frames + 2 * CHUNK_FRAMES}), got {self.window_frames}"
+            )
+        if self.max_sink_frames < self.sink_frames:
+            raise ValueError(
+                f"memory.max_sink_frames: want at least sink_frames ({self.sink_frames}), got {self.max_sink_frames}"
+            )
+        if not 0.0 <= self.ema_alpha <= 1.0:
+            raise ValueError(f"memory.ema_alpha: want a value in [0, 1], got {self.ema_alpha}")
+        _one_of("memory.rope", self.rope, ("absolute", "relative"))
+
+    @property
+    def sink_chunks(self) -> int:
+        return self.sink_frames // CHUNK_FRAMES
+
+    @property
+    def max_sink_chunks(self) -> int:
+        return self.max_sink_frames // CHUNK_FRAMES
+
+    @property
+    def window_chunks(self) -> int:
+        """Chunks of the rolling window, the current one included."""
+        return (self.window_frames - self.sink_frames) // CHUNK_FRAMES
+
+    @property
+    def max_blocks(self) -> int:
+        """Blocks one history can hold between two chunks."""
+        return self.max_sink_chunks + self.window_chunks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSettings:
+    image: str = "sprites-image"
+    video: str = "sprites-video"
+    window_chunks: int = 10
+    tau: float = 0.4  # cap of the image reward's weight
+
+    def __post_init__(self) -> None:
+        _at_least("reward.window_chunks", self.window_chunks, 1)
+        if not 0.0 <= self.tau <= 1.0:
+            raise ValueError(f"reward.tau: want a value in [0, 1], got {self.tau}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """How the work is laid out; none of these changes what is computed beyond rounding."""
+
+    generator: str = "sprites"
+    device: str = "cpu"
+    dtype: str = "float32"
+    schedule: str = "survivors"  # "released": serial candidates, cold decodes, clean pass for all
+    batch_rows: int = 0  # candidates per forward; 0: all at once
+    ops: str = "auto"  # implementation of the small CPU ops: auto, native, torch
+
+    def __post_init__(self) -> None:
+        _one_of("run.schedule", self.schedule, SCHEDULES)
+        _one_of("run.dtype", self.dtype, ("float64", "float32", "bfloat16"))
+        _one_of("run.ops", self.ops, ("auto", "native", "torch"))
+        _at_least("run.batch_rows", self.batch_rows, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One run of the line. A room receives its own part, never the whole."""
+
+    seconds: float = 5.0
+    fidelity: str = "paper"
+    search: SearchSettings = field(default_factory=SearchSettings)
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    memory: MemorySettings = field(default_factory=MemorySettings)
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        _one_of("fidelity", self.fidelity, FIDELITIES)
+        if not 0 < self.seconds <= LONGEST_SECONDS or math.isnan(self.seconds):
+            raise ValueError(f"seconds: want a length in (0, {LONGEST_SECONDS:.0f}], got {self.seconds}")
+
+    @property
+    def released(self) -> bool:
+        return self.fidelity == "released"
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Settings:
+        """A copy with dotted names replaced: ``with_changes({"search.histories": 4, "seconds": 10})``.
+
+        Raises ValueError for a name that does not exist, with a guess, or a value of the wrong type.
+        """
+        parts: dict[str, dict[str, Any]] = {}
+        top: dict[str, Any] = {}
+        known = setting_names()
+        for name, value in changes.items():
+            if name not in known:
+                raise ValueError(_unknown(name, list(known)))
+            value = _typed(name, value, known[name])
+            room, _, key = name.rpartition(".")
+            (parts.setdefault(room, {}) if room else top)[key] = value
+        rooms = {room: dataclasses.replace(getattr(self, room), **values) for room, values in parts.items()}
+        return dataclasses.replace(self, **rooms, **top)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+def setting_names() -> dict[str, type]:
+    """Every dotted name and the type of its value."""
+    names: dict[str, type] = {"seconds": float, "fidelity": str}
+    rooms = {
+        "search": SearchSettings,
+        "noise": NoiseSettings,
+        "memory": MemorySettings,
+        "reward": RewardSettings,
+        "run": RunSettings,
+    }
+    types = {"int": int, "float": float, "str": str, "bool": bool}
+    for room, cls in rooms.items():
+        names |= {f"{room}.{f.name}": types[str(f.type)] for f in dataclasses.fields(cls)}
+    return names
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{name}: want {kind.__name__}, got {type(value).__name__} {value!r}")
+    return value
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    guess = difflib.get_close_matches(name, known, n=1)
+    leaf = difflib.get_close_matches(name.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1)
+    if not guess and leaf:
+        guess = [k for k in known if k.rpartition(".")[2] == leaf[0]]
+    return f"{name}: no such setting" + (f"; did you mean {guess[0]}?" if guess else "")
+
+
+# A preset is a set of changes to the defaults, and what its generator was trained for.
+PRESETS: dict[str, dict[str, Any]] = {
+    "sprites": {},
+}
+
+
+def preset(name: str) -> Settings:
+    """The settings of a preset by name; ValueError lists the known ones."""
+    _one_of("preset", name, tuple(PRESETS))
+    return Settings().with_changes(PRESETS[name])

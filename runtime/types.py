@@ -1,0 +1,210 @@
+"""The nouns of the line: what a candidate, its memory, its scores and a chunk of finished video are. All frozen.
+
+Legend: B rows, F latent frames of a chunk, C latent channels, h x w latent size, T pixel frames, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Route(Enum):
+    """What happens to a chunk's keys and values when it leaves the window."""
+
+    DISCARD = "discard"
+    EMA = "ema"
+    APPEND = "append"
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Rewards of one candidate chunk. ``quality_gain`` and ``long_drop`` are what its two gates looked at."""
+
+    short: float
+    long: float
+    fused: float
+    quality_gain: float = 0.0
+    long_drop: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One KV block a history can see: where it lies, the frame it was born at, its route for the day it leaves."""
+
+    block: int
+    start_frame: int
+    route: Route = Route.DISCARD
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The KV context of a history as block ids: sinks in the order they joined, then the window, oldest first."""
+
+    sinks: tuple[Slot, ...] = ()
+    window: tuple[Slot, ...] = ()
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return self.sinks + self.window
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A generated chunk that a survivor carries until it is settled."""
+
+    index: int
+    seed: int
+    latents: Tensor  # [F, C, h, w]
+    frames: Tensor  # [T, 3, H, W] in [0, 1]
+    scores: Scores
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A history that survived: what its next chunk needs, and nothing that it does not.
+
+    Siblings share every value by reference; forking one copies nothing.
+    """
+
+    memory: Memory = Memory()
+    seed: int = 0  # of its newest chunk
+    seed_chunk: int = 0  # chunk at which that seed was first used
+    noise: Tensor | None = None  # [F, C, h, w], the newest chunk's initial noise
+    decoder: Any = None  # one row of the decoder's state
+    latents: tuple[Tensor, ...] = ()  # of the reward window, newest last, each [F, C, h, w]
+    frames: tuple[Tensor, ...] = ()  # of the reward window, newest last, each [T, 3, H, W]
+    shorts: tuple[float, ...] = ()  # image rewards of the recent window, newest last
+    short_sum: float = 0.0  # over every chunk so far
+    long: float = 0.0  # video reward at the newest chunk
+    score: float = 0.0
+    unsettled: tuple[Chunk, ...] = ()  # chunks not yet shown, oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A candidate to draw: which history it extends and from which seed."""
+
+    parent: Trajectory
+    rank: int  # of the parent among the survivors
+    expansion: int
+    seed: int
+    seed_chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """Everything the device needs to know about one chunk's batch, decided on the host.
+
+    ``blocks[row]`` are the context's block ids in attention order; ``shifts[row]`` the frames by which each of those
+    blocks' keys is moved before it is attended to (0 unless sinks are re-based).
+    """
+
+    index: int
+    start_frame: int
+    blocks: tuple[tuple[int, ...], ...]
+    shifts: tuple[tuple[int, ...], ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.blocks)
+
+    def take(self, rows: Sequence[int]) -> ChunkPlan:
+        """The plan of some of the rows."""
+        picked = ([field[row] for row in rows] for field in (self.blocks, self.shifts))
+        return ChunkPlan(self.index, self.start_frame, *(tuple(field) for field in picked))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A drawn, denoised and scored branch."""
+
+    branch: Branch
+    row: int
+    noise: Tensor  # [F, C, h, w]
+    latents: Tensor  # [F, C, h, w]
+    scores: Scores
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRecord:
+    """All that was decided at one chunk, for whoever watches: traces, progress bars, benchmarks, replays."""
+
+    index: int
+    chunks: int
+    candidates: tuple[Candidate, ...]
+    kept: tuple[int, ...]  # rows of the candidates that survive, best first
+    survivors: tuple[Trajectory, ...]
+    frames: Sequence[Tensor]  # per candidate [T, 3, H, W], as the image reward saw them
+    stage_ms: dict[str, float]
+
+
+Watch = Callable[[ChunkRecord], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkEvent:
+    """A settled chunk: nothing that follows can change it any more."""
+
+    index: int
+    frames: Tensor  # [T, 3, H, W] in [0, 1]
+    latents: Tensor  # [F, C, h, w]
+    seed: int
+    scores: Scores
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """What a reward model judges: a batch of candidate clips of one prompt."""
+
+    frames: Tensor  # [B, T, 3, H, W] float in [0, 1]
+    prompt: str
+    fps: int
+    chunk: int  # index of the newest chunk; most models ignore it
+
+
+class RewardModel(Protocol):
+    """Judges a batch of clips. Owns its weights, its preprocessing and nothing else."""
+
+    horizon: int  # chunks it wants to see: 1 for the newest only
+
+    def score(self, clip: Clip) -> Tensor:
+        """Scores [B] fp32, higher is better, on any device; NaN means "cannot judge" and is never selected."""
+        ...
+
+
+class Decoder(Protocol):
+    """Turns latents into frames, remembering what came before in an immutable state."""
+
+    def decode(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """latents [B, F, C, h, w], state of B rows or None for an empty one -> frames [B, T, 3, H, W], new state."""
+        ...
+
+    def rows(self, state: Any, rows: Sequence[int]) -> Any:
+        """The state of some rows."""
+        ...
+
+    def stack(self, states: Sequence[Any]) -> Any:
+        """One state whose rows are those of ``states``, in order; None when they are None."""
+        ...
+
+
+class NoiseSource(Protocol):
+    """Where standard normal draws come from. Draw 0 is a chunk's noise, draw p >= 1 what is added after pass p - 1."""
+
+    def draw(self, seeds: Sequence[int], chunks: Sequence[int], draw: int, shape: tuple[int, ...]) -> Tensor:
+        """One draw per row, [B, *shape]: a pure function of (seed, chunk, draw, element)."""
+        ...
+
+
+def row_ranges(rows: int, size: int) -> list[range]:
+    """``rows`` cut into ranges of at most ``size``; 0 leaves them whole."""
+    step = size or rows
+    return [range(first, min(first + step, rows)) for first in range(0, rows, step)]
