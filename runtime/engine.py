@@ -97,7 +97,7 @@ class Engine:
         memory = settings.memory if self.policy.sinks else replace(settings.memory, sinking=False)
         self.keeper = MemoryKeeper(memory, self.pool, settings.released)
         self.denoiser = Denoiser(generator.dit, self.pool, generator.schedule, rows)
-        cold = settings.released or wasteful
+        cold = (settings.released or wasteful) and self.policy.judges  # nobody else looks at cold frames
         self.decoding = Decoding(generator.decoder, settings.reward.window_chunks, cold, rows)
         self.scorer = Scorer(self.parts.image, self.parts.video, settings.reward, memory, settings.released, rows)
         self.clock = StageClock(generator.device)

@@ -7,6 +7,8 @@ as in Liu et al., "Muon is scalable for LLM training", 2025, so that it shares A
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
@@ -14,16 +16,16 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix to ``update`` [rows, columns], by Newton-Schulz in bfloat16."""
+    """The nearest semi-orthogonal matrix to each of ``update`` [count, rows, columns], by Newton-Schulz in bfloat16."""
     a, b, c = COEFFICIENTS
     x = update.bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(update.dtype)
+    return (x.mT if tall else x).to(update.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -35,17 +37,23 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            alike = defaultdict(list)  # one batched product per shape
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["mean"] = torch.zeros_like(parameter)
-                mean = state["mean"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(mean, group["momentum"]).flatten(1)
-                scale = 0.2 * max(update.shape) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(orthogonalise(update).view_as(parameter), alpha=-group["lr"] * scale)
+                if parameter.grad is not None:
+                    alike[parameter.flatten(1).shape].append(parameter)
+            for shape, parameters in alike.items():
+                updates = torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
+                scale = group["lr"] * 0.2 * max(shape) ** 0.5
+                for parameter, update in zip(parameters, orthogonalise(updates), strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update.view_as(parameter), alpha=-scale)
+
+    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["mean"] = torch.zeros_like(parameter)
+        mean = state["mean"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(mean, momentum).flatten(1)
 
 
 class Pair:

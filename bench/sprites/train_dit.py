@@ -8,6 +8,7 @@ clean chunk sees the same history and itself. So one forward trains every chunk 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import random
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from runtime.bench.sprites.muon import Pair
 from runtime.bench.sprites.train_log import TrainLog, atomic_save, pick_device
 from runtime.bench.sprites.world import (
     BACKGROUNDS,
@@ -39,7 +41,8 @@ DIT = DiTConfig(
 TEXT = TextConfig(vocab_size=64, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
 HISTORY_NOISE = 0.2  # largest noise on the clean history
 ON_STEP = 0.8  # share of noise levels drawn from the steps that inference runs
-EXTRA_SINK = 0.15  # chance that an old chunk stays visible as a sink
+EXTRA_SINK = 0.2  # chance that an old chunk is visible as a second sink
+SLOTS = 2 + WINDOW  # earlier chunks that a chunk can see
 FAR = 0.35  # share of rows whose sink lies far back in time
 FAR_CHUNKS = 40
 
@@ -50,40 +53,50 @@ def vocabulary() -> list[str]:
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 
-def visibility(rows: int, chunks: int, rng: random.Random) -> Tensor:
-    """Which clean chunk (column) a chunk may attend to as history (row): [rows, chunks, chunks] bool."""
-    seen = torch.zeros(rows, chunks, chunks, dtype=torch.bool)
-    for n in range(chunks):
-        seen[:, n, 0] = n > 0
-        seen[:, n, max(0, n - WINDOW) : n] = True
-    for row in range(rows):
-        if rng.random() < 0.5:
-            for old in range(1, chunks):
-                if rng.random() < 2 * EXTRA_SINK:
-                    seen[row, old + WINDOW + 1 :, old] = True
-    return seen
+def history_slots(rows: int, chunks: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """Which earlier chunks each chunk sees: ids and validity, [rows, chunks, SLOTS].
+
+    Slot 0 is the sink (chunk 0), slot 1 now and then an old chunk that a search would have appended as a sink, the rest
+    the window. Invalid slots point at chunk 0 and are masked.
+    """
+    ids = torch.zeros(rows, chunks, SLOTS, dtype=torch.long)
+    valid = torch.zeros(rows, chunks, SLOTS, dtype=torch.bool)
+    for n in range(1, chunks):
+        valid[:, n, 0] = True
+        for back in range(1, WINDOW + 1):
+            if n - back >= 1:
+                ids[:, n, 1 + back], valid[:, n, 1 + back] = n - back, True
+        for row in range(rows):
+            if n - WINDOW - 1 >= 1 and rng.random() < EXTRA_SINK:
+                ids[row, n, 1], valid[row, n, 1] = rng.randint(1, n - WINDOW - 1), True
+    return ids, valid
 
 
 class ForcedAttention:
-    """Self attention over [clean | noisy] with per-chunk visibility; the callable that ``WanDiT.forward`` takes."""
+    """Self attention over [clean | noisy]: every chunk sees itself and its history's clean chunks, nothing else.
 
-    def __init__(self, seen: Tensor, tokens: int) -> None:
-        rows, chunks, _ = seen.shape
-        own = torch.eye(chunks, dtype=torch.bool, device=seen.device)
-        self.tokens, self.chunks = tokens, chunks  # tokens of a chunk
-        self.clean = (seen | own).repeat_interleave(tokens, 1).repeat_interleave(tokens, 2)[:, None]
-        ones = seen.new_ones(rows, chunks, tokens)
-        noisy = torch.cat([seen.repeat_interleave(tokens, 2), ones], dim=-1)  # [B, N, N*t + t]
-        self.noisy = noisy.flatten(0, 1)[:, None, None]
+    The callable that ``WanDiT.forward`` takes. Keys are gathered per chunk, so the cost is that of inference.
+    """
+
+    def __init__(self, ids: Tensor, valid: Tensor, tokens: int) -> None:
+        self.ids, self.tokens = ids, tokens  # tokens of a chunk
+        own = valid.new_ones(*valid.shape[:2], 1)
+        mask = torch.cat([valid, own], dim=-1).repeat_interleave(tokens, -1)  # [B, N, (SLOTS + 1) * t]
+        self.mask = torch.cat([mask, mask], dim=1).flatten(0, 1)[:, None, None]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        half = q.shape[1] // 2
-        clean = dense_attention(q[:, :half], k[:, :half], v[:, :half], self.clean)
-        own = [t[:, half:].unflatten(1, (self.chunks, self.tokens)).flatten(0, 1) for t in (q, k, v)]
-        past = [t[:, :half].repeat_interleave(self.chunks, 0) for t in (k, v)]
-        keys, values = (torch.cat(pair, dim=1) for pair in zip(past, own[1:], strict=True))
-        noisy = dense_attention(own[0], keys, values, self.noisy)
-        return torch.cat([clean, noisy.unflatten(0, (-1, self.chunks)).flatten(1, 2)], dim=1)
+        rows, chunks, _ = self.ids.shape
+        q, k, v = (t.unflatten(1, (2 * chunks, self.tokens)) for t in (q, k, v))  # [B, 2N, t, H, D]
+        keys, values = (self._with_history(t) for t in (k, v))
+        out = dense_attention(q.flatten(0, 1), keys, values, self.mask)
+        return out.unflatten(0, (rows, 2 * chunks)).flatten(1, 2)
+
+    def _with_history(self, x: Tensor) -> Tensor:
+        """[B, 2N, t, H, D] -> [B * 2N, (SLOTS + 1) * t, H, D]: the clean chunks that each chunk sees, then itself."""
+        rows, chunks, slots = self.ids.shape
+        row = torch.arange(rows, device=x.device)[:, None, None]
+        past = x[row, self.ids].flatten(2, 3)  # [B, N, SLOTS * t, H, D]
+        return torch.cat([torch.cat([past, past], dim=1), x], dim=2).flatten(0, 1)
 
 
 class Student(nn.Module):
@@ -104,11 +117,11 @@ class Student(nn.Module):
             self.dit.head.modulation.zero_()
             self.dit.time_projection[1].weight.mul_(0.1)
 
-    def forward(self, ids: Tensor, mask: Tensor, x: Tensor, timestep: Tensor, frames: Tensor, seen: Tensor):
+    def forward(self, ids: Tensor, mask: Tensor, x: Tensor, timestep: Tensor, frames: Tensor, slots: tuple):
         embeds = self.text(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
         context = self.dit.text_context(embeds)
         height, width = x.shape[-2:]
-        attend = ForcedAttention(seen, CHUNK * height * width // 4)
+        attend = ForcedAttention(*slots, CHUNK * height * width // 4)
         return self.dit(x, timestep, context, self.dit.rope(frames, height, width), attend)
 
 
@@ -138,12 +151,10 @@ def loss_of(student: Student, latents: Tensor, ids: Tensor, mask: Tensor, step: 
             frames[row, CHUNK:] += CHUNK * rng.randint(1, FAR_CHUNKS)
             weight[row, CHUNK : 2 * CHUNK] = 0  # right after the jump only the sink is seen: no telling what comes
     timestep = torch.cat([torch.zeros_like(sigma), 1000 * sigma], dim=1)
-    seen = visibility(rows, chunks, rng).to(latents.device)
+    slots = tuple(t.to(latents.device) for t in history_slots(rows, chunks, rng))
     frames, weight = (t.to(latents.device) for t in (frames, weight))
-    with torch.autocast(latents.device.type, torch.bfloat16):
-        flow = student(
-            ids, mask, torch.cat([clean, noisy], 1), timestep, torch.cat([frames, frames], 1), seen
-        )
+    x = torch.cat([clean, noisy], 1).to(student.dit.patch_embedding.weight.dtype)
+    flow = student(ids, mask, x, timestep, torch.cat([frames, frames], 1), slots)
     error = (flow[:, chunks * CHUNK :].float() - (eps - latents)).square().mean((2, 3, 4))
     return (error * weight).sum() / weight.sum()
 
@@ -186,29 +197,29 @@ def train(corpus: Corpus, out: Path, steps: int, batch: int, rate: float, device
     torch.manual_seed(0)
     student = Student().to(device)
     average = {k: v.detach().clone() for k, v in student.state_dict().items()}
-    decay = [p for p in student.parameters() if p.ndim >= 2]
-    rest = [p for p in student.parameters() if p.ndim < 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.98)
-    )
+    worker = copy.deepcopy(student).bfloat16()  # runs forward and backward; the float32 student takes the steps
+    optimiser = Pair(student, edges=("patch_embedding", "head", "shared", "modulation", "relative_attention_bias"))
     log, state, first = TrainLog(out / "dit.log"), out / "dit.pt", 0
     if state.exists():
         saved = torch.load(state, weights_only=True, map_location=device)
         student.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         average, first = saved["average"], saved["step"]
+        worker.load_state_dict(saved["model"])
     began = time.monotonic()
     for step in range(first, steps):
         if step % 100 == 0 or step == first:
             corpus.refresh()
-        for group in optimiser.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-6
         latents, ids, mask = (t.to(device) for t in corpus.batch(batch, step))
-        loss = loss_of(student, latents, ids, mask, step)
-        optimiser.zero_grad(set_to_none=True)
+        loss = loss_of(worker, latents, ids, mask, step)
         loss.backward()
+        hand_over_gradients(worker, student)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimiser.step()
+        falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimiser.step(rate * min(1.0, (step + 1) / 100) * falling)
+        with torch.no_grad():
+            for fast, exact in zip(worker.parameters(), student.parameters(), strict=True):
+                fast.copy_(exact)
         keep = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
             for name, value in student.state_dict().items():
@@ -220,6 +231,13 @@ def train(corpus: Corpus, out: Path, steps: int, batch: int, rate: float, device
             saved = {"model": student.state_dict(), "average": average, "step": step + 1}
             atomic_save({**saved, "optimiser": optimiser.state_dict()}, state)
     export(average, out, steps)
+
+
+def hand_over_gradients(worker: nn.Module, student: nn.Module) -> None:
+    """Move the worker's bfloat16 gradients to the student's float32 parameters."""
+    for fast, exact in zip(worker.parameters(), student.parameters(), strict=True):
+        exact.grad = None if fast.grad is None else fast.grad.float()
+        fast.grad = None
 
 
 def export(average: dict[str, Tensor], out: Path, steps: int) -> None:
@@ -238,7 +256,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/train"))
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=1.2e-3)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     train(Corpus(args.corpus), args.out, args.steps, args.batch, args.rate, pick_device(args.device))

@@ -7,6 +7,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,17 +17,17 @@ from runtime.bench.sprites.train_log import TrainLog, atomic_save, pick_device
 from runtime.bench.sprites.world import Scene, render, training_captions
 from runtime.generators.vae import VAEConfig, WanVAE
 
-CONFIG = dict(
-    latent_channels=12,
-    base_dim=16,
-    decoder_base_dim=32,
-    dim_mult=(1, 2, 3),
-    res_blocks=1,
-    space_downsample=(True, False),
-    time_downsample=(True, True),
-    mid_attention=False,
-    patch=6,
-)
+CONFIG: dict[str, Any] = {
+    "latent_channels": 12,
+    "base_dim": 16,
+    "decoder_base_dim": 32,
+    "dim_mult": (1, 2, 3),
+    "res_blocks": 1,
+    "space_downsample": (True, False),
+    "time_downsample": (True, True),
+    "mid_attention": False,
+    "patch": 6,
+}
 CLIP_FRAMES = 13
 LATENT_NOISE = 0.05
 OBJECT_WEIGHT = 4.0
