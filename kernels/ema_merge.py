@@ -22,9 +22,13 @@ import torch
 from torch import Tensor
 
 
-def temporal_turn(shift_frames: float, pairs: int, temporal_pairs: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def temporal_turn(
+    shift_frames: float, pairs: int, temporal_pairs: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """cos and sin [pairs] float64 that move a rotated key by ``shift_frames``; pairs of the other axes stay."""
-    rates = torch.pow(10000.0, -torch.arange(temporal_pairs, dtype=torch.float64, device=device) / temporal_pairs)
+    rates = torch.pow(
+        10000.0, -torch.arange(temporal_pairs, dtype=torch.float64, device=device) / temporal_pairs
+    )
     angles = torch.zeros(pairs, dtype=torch.float64, device=device)
     angles[:temporal_pairs] = shift_frames * rates
     return angles.cos(), angles.sin()
@@ -69,4 +73,6 @@ def ema_merge_reference(
     wide = torch.promote_types(sink.dtype, torch.float32)
     old = (sink if shadow is None else shadow).to(wide)
     new = evicted.to(wide)
-    return alpha * old + (1 - alpha) * torch.cat([shift_keys(new[:layers], shift_frames), new[layers:]])
+    return alpha * old + (1 - alpha) * torch.cat(
+        [shift_keys(new[:layers], shift_frames), new[layers:]]
+    )

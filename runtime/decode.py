@@ -26,7 +26,9 @@ class Newest:
 class Decoding:
     """Decodes candidates for the rewards and survivors for the viewer; streamed decoding does both at once."""
 
-    def __init__(self, decoder: Decoder, window_chunks: int, cold: bool, batch_rows: int = 0) -> None:
+    def __init__(
+        self, decoder: Decoder, window_chunks: int, cold: bool, batch_rows: int = 0
+    ) -> None:
         self.decoder = decoder
         self.window_chunks = window_chunks
         self.cold = cold
@@ -35,7 +37,10 @@ class Decoding:
     def newest(self, branches: Sequence[Branch], latents: Tensor) -> Newest:
         """The newest chunk as the image reward sees it. latents [B, F, C, h, w]."""
         if self.cold:
-            parts = [self.decoder.decode(latents[r.start : r.stop], None)[0] for r in self._batches(latents)]
+            parts = [
+                self.decoder.decode(latents[r.start : r.stop], None)[0]
+                for r in self._batches(latents)
+            ]
             return Newest(torch.cat(parts), None)
         return Newest(*self._stream(branches, latents))
 
@@ -48,14 +53,18 @@ class Decoding:
                 for branch, frames in zip(branches, newest.frames, strict=True)
             ]
             return torch.stack(rows)
-        return torch.cat([self._cold_window(branches, latents, rows) for rows in self._batches(latents)])
+        return torch.cat(
+            [self._cold_window(branches, latents, rows) for rows in self._batches(latents)]
+        )
 
     def shown(
         self, branches: Sequence[Branch], latents: Tensor, newest: Newest, kept: Sequence[int]
     ) -> tuple[list[Tensor], list[Any]]:
         """Frames and decoder state of each kept row, as the video will show them."""
         if not self.cold:
-            return [newest.frames[row] for row in kept], [self.decoder.rows(newest.state, [row]) for row in kept]
+            return [newest.frames[row] for row in kept], [
+                self.decoder.rows(newest.state, [row]) for row in kept
+            ]
         frames, state = self._stream([branches[row] for row in kept], latents[list(kept)])
         return list(frames), [self.decoder.rows(state, [row]) for row in range(len(kept))]
 

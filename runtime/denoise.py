@@ -34,7 +34,10 @@ class PlanBuffers:
         self.layers = planes // 2
         longest = 1 + max(len(row) for row in plan.blocks)
         shape = (self.layers, plan.rows, longest * self.tokens, heads, head_dim)
-        self.keys, self.values = pool.kv.new_empty(shape), pool.kv.new_empty(shape)  # [layers, B, S + T, H, D]
+        self.keys, self.values = (
+            pool.kv.new_empty(shape),
+            pool.kv.new_empty(shape),
+        )  # [layers, B, S + T, H, D]
         self.spans = list(_equal_runs([len(row) for row in plan.blocks]))
         for row, (blocks, shifts) in enumerate(zip(plan.blocks, plan.shifts, strict=True)):
             for place, (block, shift) in enumerate(zip(blocks, shifts, strict=True), start=1):
@@ -49,7 +52,9 @@ class PlanBuffers:
         out = torch.empty_like(q)
         for first, last, blocks in self.spans:
             rows, length = slice(first, last), (1 + blocks) * self.tokens
-            out[rows] = dense_attention(q[rows], self.keys[layer, rows, :length], self.values[layer, rows, :length])
+            out[rows] = dense_attention(
+                q[rows], self.keys[layer, rows, :length], self.values[layer, rows, :length]
+            )
         return out
 
 
@@ -90,7 +95,9 @@ class Denoiser:
         return out
 
     @torch.no_grad()
-    def clean(self, plan: ChunkPlan, latents: Tensor, blocks: Sequence[int], text: TextContext) -> None:
+    def clean(
+        self, plan: ChunkPlan, latents: Tensor, blocks: Sequence[int], text: TextContext
+    ) -> None:
         """The pass at timestep 0 that writes each row's keys and values to its block. latents [B, F, C, h, w]."""
         for rows in row_ranges(plan.rows, self.batch_rows):
             part, ids = plan.take(rows), blocks[rows.start : rows.stop]
@@ -102,12 +109,16 @@ class Denoiser:
 
             self.dit.remember(x, timestep, text, rope, buffers.attend, store)
 
-    def flow(self, plan: ChunkPlan, x: Tensor, timestep: float, buffers: PlanBuffers, text: TextContext) -> Tensor:
+    def flow(
+        self, plan: ChunkPlan, x: Tensor, timestep: float, buffers: PlanBuffers, text: TextContext
+    ) -> Tensor:
         """One forward over a gathered plan, [B, F, C, h, w]."""
         x, times, rope = self._inputs(plan, x, timestep)
         return self.dit(x, times, text, rope, buffers.attend)
 
-    def _inputs(self, plan: ChunkPlan, x: Tensor, timestep: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def _inputs(
+        self, plan: ChunkPlan, x: Tensor, timestep: float
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         frames = plan.start_frame + torch.arange(CHUNK_FRAMES, device=x.device)
         times = torch.full((len(x), CHUNK_FRAMES), timestep, dtype=torch.float64, device=x.device)
         return x, times, self.dit.rope(frames[None], *x.shape[-2:])

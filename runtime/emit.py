@@ -20,7 +20,9 @@ class Emitter:
         self.horizon = horizon
         self.shown: deque[Tensor] = deque(maxlen=horizon)
 
-    def settled(self, survivors: Sequence[Trajectory]) -> tuple[tuple[Trajectory, ...], list[ChunkEvent]]:
+    def settled(
+        self, survivors: Sequence[Trajectory]
+    ) -> tuple[tuple[Trajectory, ...], list[ChunkEvent]]:
         """The survivors without what they all share, and that as events."""
         count = _shared(survivors)
         events = [self._event(chunk) for chunk in survivors[0].unsettled[:count]]
@@ -37,7 +39,9 @@ class Emitter:
 
     def _event(self, chunk: Chunk) -> ChunkEvent:
         self.shown.append(chunk.frames)
-        return ChunkEvent(chunk.index, chunk.frames, chunk.latents, chunk.seed, chunk.scores, chunk.route)
+        return ChunkEvent(
+            chunk.index, chunk.frames, chunk.latents, chunk.seed, chunk.scores, chunk.route
+        )
 
 
 def _shared(survivors: Sequence[Trajectory]) -> int:

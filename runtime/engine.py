@@ -57,7 +57,9 @@ class Parts:
         run = settings.run
         device, dtype = torch.device(run.device), DTYPES[run.dtype]
         generator = load_generator(run.generator, device, dtype)
-        rewards = (load_reward(name, run.device) for name in (settings.reward.image, settings.reward.video))
+        rewards = (
+            load_reward(name, run.device) for name in (settings.reward.image, settings.reward.video)
+        )
         return Parts(generator, *rewards, noise_room.PhiloxNoise(device, dtype, run.ops))
 
 
@@ -97,9 +99,13 @@ class Engine:
         memory = settings.memory if self.policy.sinks else replace(settings.memory, sinking=False)
         self.keeper = MemoryKeeper(memory, self.pool, settings.released)
         self.denoiser = Denoiser(generator.dit, self.pool, generator.schedule, rows)
-        cold = (settings.released or wasteful) and self.policy.judges  # nobody else looks at cold frames
+        cold = (
+            settings.released or wasteful
+        ) and self.policy.judges  # nobody else looks at cold frames
         self.decoding = Decoding(generator.decoder, settings.reward.window_chunks, cold, rows)
-        self.scorer = Scorer(self.parts.image, self.parts.video, settings.reward, memory, settings.released, rows)
+        self.scorer = Scorer(
+            self.parts.image, self.parts.video, settings.reward, memory, settings.released, rows
+        )
         self.clock = StageClock(generator.device)
 
     @property
@@ -120,7 +126,9 @@ class Engine:
         """
         check_prompt(prompt)
         if self.pool.used:
-            raise RuntimeError("this engine is already generating a video; finish or close it, or build a second one")
+            raise RuntimeError(
+                "this engine is already generating a video; finish or close it, or build a second one"
+            )
         return self._stream(prompt, watch)
 
     def _stream(self, prompt: str, watch: Watch | None) -> Iterator[ChunkEvent]:
@@ -152,7 +160,9 @@ class Engine:
             latents = self.denoiser.run(plan, noise, partial(self._draw, branches), video.text)
         with stage("decode"):
             newest = self.decoding.newest(branches, latents)
-        verdicts = self._judge(branches, latents, newest, Place(video.prompt, self.fps, index, self.chunks))
+        verdicts = self._judge(
+            branches, latents, newest, Place(video.prompt, self.fps, index, self.chunks)
+        )
         with stage("select"):
             candidates = grow_candidates(branches, noise, latents, verdicts)
             kept = self.policy.select(candidates)
@@ -171,15 +181,21 @@ class Engine:
             alive, settled = video.emitter.settled(alive)
         stage_ms = self.clock.take()
         if video.watch is not None:
-            video.watch(ChunkRecord(index, self.chunks, candidates, kept, grown, newest.frames, stage_ms))
+            video.watch(
+                ChunkRecord(index, self.chunks, candidates, kept, grown, newest.frames, stage_ms)
+            )
         return alive, settled
 
     def _propagate(self, branches: Sequence[Branch]) -> Tensor:
         how = self.settings.noise if self.policy.propagates else None
-        return noise_room.propagate(branches, self.parts.noise, self.parts.generator.chunk_shape, how)
+        return noise_room.propagate(
+            branches, self.parts.noise, self.parts.generator.chunk_shape, how
+        )
 
     def _draw(self, branches: Sequence[Branch], number: int) -> Tensor:
-        return noise_room.draws(branches, self.parts.noise, number, self.parts.generator.chunk_shape)
+        return noise_room.draws(
+            branches, self.parts.noise, number, self.parts.generator.chunk_shape
+        )
 
     def _judge(
         self, branches: Sequence[Branch], latents: Tensor, newest: Newest, place: Place
@@ -211,11 +227,18 @@ class Engine:
         plan = plan_chunk([candidates[row].branch for row in rows], index, self.settings.memory)
         latents = torch.stack([candidates[row].latents for row in rows])
         self.denoiser.clean(plan, latents, list(blocks.values()), video.text)
-        slots = {row: Slot(block, index * CHUNK_FRAMES, candidates[row].route) for row, block in blocks.items()}
+        slots = {
+            row: Slot(block, index * CHUNK_FRAMES, candidates[row].route)
+            for row, block in blocks.items()
+        }
         video.lease.drop([slots[row] for row in rows if row not in kept])
-        return [self.keeper.remember(m, slots[row], index) for m, row in zip(parents, kept, strict=True)]
+        return [
+            self.keeper.remember(m, slots[row], index) for m, row in zip(parents, kept, strict=True)
+        ]
 
-    def _grow(self, candidate: Candidate, index: int, memory: Memory, frames: Tensor, state: object) -> Trajectory:
+    def _grow(
+        self, candidate: Candidate, index: int, memory: Memory, frames: Tensor, state: object
+    ) -> Trajectory:
         """The history that ends with this candidate. Its tensors are cloned: a row of the batch would keep the losers."""
         parent, scores = candidate.branch.parent, candidate.scores
         latents, frames = candidate.latents.clone(), frames.clone()
@@ -236,7 +259,9 @@ class Engine:
             unsettled=(*parent.unsettled, chunk),
         )
 
-    def _within_horizon(self, grown: tuple[Trajectory, ...], lease: Lease) -> tuple[Trajectory, ...]:
+    def _within_horizon(
+        self, grown: tuple[Trajectory, ...], lease: Lease
+    ) -> tuple[Trajectory, ...]:
         """Without the histories that disagree with the best one about something too old to reconsider."""
         if not self.policy.prunes:
             return grown
@@ -256,16 +281,24 @@ class Engine:
         return survivors[self.scorer.best(frames, place, self.parts.final)]
 
     def _blocks(self) -> int:
-        spare = self.settings.search.histories * self.settings.search.expansions if self.clean_all else 0
+        spare = (
+            self.settings.search.histories * self.settings.search.expansions
+            if self.clean_all
+            else 0
+        )
         return pool_blocks(self.settings.memory, self.policy.histories) + spare
 
 
 def grow_candidates(
-    branches: Sequence[Branch], noise: Tensor, latents: Tensor, verdicts: Sequence[tuple[Scores, Route]]
+    branches: Sequence[Branch],
+    noise: Tensor,
+    latents: Tensor,
+    verdicts: Sequence[tuple[Scores, Route]],
 ) -> tuple[Candidate, ...]:
     """Branches with what was drawn, denoised and decided for them."""
     return tuple(
-        Candidate(branch, row, noise[row], latents[row], *verdicts[row]) for row, branch in enumerate(branches)
+        Candidate(branch, row, noise[row], latents[row], *verdicts[row])
+        for row, branch in enumerate(branches)
     )
 
 

@@ -25,13 +25,19 @@ class KVPool:
     """Blocks with reference counts."""
 
     def __init__(
-        self, blocks: int, block_shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device | str
+        self,
+        blocks: int,
+        block_shape: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        device: torch.device | str,
     ) -> None:
         """``block_shape`` is (P, S, H, D)."""
         planes, *rest = block_shape
         self.kv = torch.zeros(planes, blocks, *rest, dtype=dtype, device=device)  # [P, N, S, H, D]
         self.counts = [0] * blocks
-        self.shadows: dict[int, Tensor] = {}  # float32 values of merged sinks, where the pool's dtype is narrower
+        self.shadows: dict[
+            int, Tensor
+        ] = {}  # float32 values of merged sinks, where the pool's dtype is narrower
 
     @property
     def blocks(self) -> int:
@@ -76,7 +82,9 @@ class KVPool:
         wanted = Counter(slot.block for memory in memories for slot in memory.slots)
         for block, count in enumerate(self.counts):
             if count != wanted[block]:
-                raise RuntimeError(f"KV block {block}: {wanted[block]} memories hold it, its count is {count}")
+                raise RuntimeError(
+                    f"KV block {block}: {wanted[block]} memories hold it, its count is {count}"
+                )
 
     def write(self, layer: int, blocks: Sequence[int], k: Tensor, v: Tensor) -> None:
         """Store one layer's rotated keys and values [B, S, H, D] into B blocks."""
@@ -85,7 +93,15 @@ class KVPool:
             self.kv[layer, block].copy_(k[row])
             self.kv[layers + layer, block].copy_(v[row])
 
-    def merge_(self, target: int, source: int, evicted: int, alpha: float, shift_frames: float, released: bool) -> None:
+    def merge_(
+        self,
+        target: int,
+        source: int,
+        evicted: int,
+        alpha: float,
+        shift_frames: float,
+        released: bool,
+    ) -> None:
         """Block ``target`` becomes the EMA of blocks ``source`` and ``evicted``; target and source may be the same."""
         narrow = self.kv.dtype not in (torch.float32, torch.float64)
         merged = ema_merge_reference(
@@ -156,7 +172,9 @@ class MemoryKeeper:
         lease.drop([leaving])
         return Memory(sinks, tuple(window))
 
-    def _merge(self, sink: Slot, leaving: Slot, lease: Lease, merged: dict[tuple[int, int], int]) -> Slot:
+    def _merge(
+        self, sink: Slot, leaving: Slot, lease: Lease, merged: dict[tuple[int, int], int]
+    ) -> Slot:
         """The sink after the EMA. Histories that agree on both blocks share the result, in place when nobody else
         needs the old one."""
         pair = (sink.block, leaving.block)
@@ -168,7 +186,9 @@ class MemoryKeeper:
         shared = self.pool.counts[sink.block] > 1
         target = lease.allocate() if shared else sink.block
         shift = sink.start_frame - leaving.start_frame
-        self.pool.merge_(target, sink.block, leaving.block, self.settings.ema_alpha, shift, self.released)
+        self.pool.merge_(
+            target, sink.block, leaving.block, self.settings.ema_alpha, shift, self.released
+        )
         if shared:
             merged[pair] = target
             lease.drop([sink])

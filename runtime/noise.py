@@ -19,7 +19,9 @@ class PhiloxNoise:
     def __init__(self, device: torch.device, dtype: torch.dtype, impl: str = "auto") -> None:
         self.device, self.dtype, self.impl = device, dtype, impl
 
-    def draw(self, seeds: Sequence[int], chunks: Sequence[int], draw: int, shape: tuple[int, ...]) -> Tensor:
+    def draw(
+        self, seeds: Sequence[int], chunks: Sequence[int], draw: int, shape: tuple[int, ...]
+    ) -> Tensor:
         """One draw per row, [B, *shape]; see ``runtime.kernels.philox``."""
         return normal(seeds, chunks, draw, shape, self.device, self.dtype, impl=self.impl)
 
@@ -30,20 +32,29 @@ class TableNoise:
     def __init__(self, table: Mapping[int, Sequence[Tensor]]) -> None:
         self.table = table
 
-    def draw(self, seeds: Sequence[int], chunks: Sequence[int], draw: int, shape: tuple[int, ...]) -> Tensor:
+    def draw(
+        self, seeds: Sequence[int], chunks: Sequence[int], draw: int, shape: tuple[int, ...]
+    ) -> Tensor:
         missing = [seed for seed in seeds if seed not in self.table]
         if missing:
-            raise ValueError(f"noise table: no draws for seed {missing[0]}; it holds {len(self.table)} seeds")
+            raise ValueError(
+                f"noise table: no draws for seed {missing[0]}; it holds {len(self.table)} seeds"
+            )
         return torch.stack([self.table[seed][draw] for seed in seeds])
 
 
-def draws(branches: Sequence[Branch], source: NoiseSource, draw: int, shape: tuple[int, ...]) -> Tensor:
+def draws(
+    branches: Sequence[Branch], source: NoiseSource, draw: int, shape: tuple[int, ...]
+) -> Tensor:
     """Draw number ``draw`` of every branch, [B, *shape]."""
     return source.draw([b.seed for b in branches], [b.seed_chunk for b in branches], draw, shape)
 
 
 def propagate(
-    branches: Sequence[Branch], source: NoiseSource, shape: tuple[int, ...], settings: NoiseSettings | None
+    branches: Sequence[Branch],
+    source: NoiseSource,
+    shape: tuple[int, ...],
+    settings: NoiseSettings | None,
 ) -> Tensor:
     """Initial noise of every candidate, [B, *shape]: fresh, or blended with the parent's when it has one.
 

@@ -53,7 +53,9 @@ class Scorer:
         """The row of whole videos [K, T, 3, H, W] that ``model`` (default: the video reward) likes most, the earliest
         of equals; a score that is not finite never wins unless none is."""
         scores = self._rate(model or self.video, frames, place, "final").double().cpu().tolist()
-        return max(range(len(scores)), key=lambda row: (math.isfinite(scores[row]), scores[row], -row))
+        return max(
+            range(len(scores)), key=lambda row: (math.isfinite(scores[row]), scores[row], -row)
+        )
 
     def decide(
         self, branches: Sequence[Branch], shorts: Tensor, longs: Tensor, place: Place
@@ -67,10 +69,16 @@ class Scorer:
         ]
 
     def _rate(self, model: RewardModel, frames: Tensor, place: Place, kind: str) -> Tensor:
-        parts = [frames[rows.start : rows.stop] for rows in row_ranges(len(frames), self.batch_rows)]
-        scores = torch.cat([model.score(Clip(part, place.prompt, place.fps, place.chunk)) for part in parts])
+        parts = [
+            frames[rows.start : rows.stop] for rows in row_ranges(len(frames), self.batch_rows)
+        ]
+        scores = torch.cat(
+            [model.score(Clip(part, place.prompt, place.fps, place.chunk)) for part in parts]
+        )
         if scores.shape != (len(frames),):
-            raise RuntimeError(f"{kind} reward: want one score per clip [{len(frames)}], got {list(scores.shape)}")
+            raise RuntimeError(
+                f"{kind} reward: want one score per clip [{len(frames)}], got {list(scores.shape)}"
+            )
         return scores
 
     def _judge(

@@ -18,12 +18,35 @@ from runtime.types import Branch, Candidate, Trajectory
 class SearchPolicy(Protocol):
     """Grows a pool of histories chunk by chunk."""
 
-    histories: int  # the most that survive a chunk
-    propagates: bool  # blends a chunk's noise with its parent's
-    sinks: bool  # routes what leaves the window by its rewards
-    judges: bool  # asks the rewards at every chunk
-    rates: bool  # asks the video reward for the whole video at the end
-    prunes: bool  # histories compete, so an old disagreement may have to be settled by rank
+    @property
+    def histories(self) -> int:
+        """The most that survive a chunk."""
+        ...
+
+    @property
+    def propagates(self) -> bool:
+        """Blends a chunk's noise with its parent's."""
+        ...
+
+    @property
+    def sinks(self) -> bool:
+        """Routes what leaves the window by its rewards."""
+        ...
+
+    @property
+    def judges(self) -> bool:
+        """Asks the rewards at every chunk."""
+        ...
+
+    @property
+    def rates(self) -> bool:
+        """Asks the video reward for the whole video at the end."""
+        ...
+
+    @property
+    def prunes(self) -> bool:
+        """Histories compete, so an old disagreement may have to be settled by rank."""
+        ...
 
     def expand(self, survivors: Sequence[Trajectory], index: int) -> tuple[Branch, ...]:
         """The candidates of chunk ``index``, in the order of their parents' ranks."""
@@ -80,7 +103,9 @@ class Independent:
     def expand(self, survivors: Sequence[Trajectory], index: int) -> tuple[Branch, ...]:
         if index == 0:
             root = survivors[0]
-            return tuple(Branch(root, 0, i, self.settings.seed + i, 0) for i in range(self.histories))
+            return tuple(
+                Branch(root, 0, i, self.settings.seed + i, 0) for i in range(self.histories)
+            )
         return _expand(survivors, index, self.settings, 1, self.released)
 
     def select(self, candidates: Sequence[Candidate]) -> tuple[int, ...]:
@@ -88,7 +113,11 @@ class Independent:
 
 
 def _expand(
-    survivors: Sequence[Trajectory], index: int, settings: SearchSettings, expansions: int, released: bool
+    survivors: Sequence[Trajectory],
+    index: int,
+    settings: SearchSettings,
+    expansions: int,
+    released: bool,
 ) -> tuple[Branch, ...]:
     if index == 0:
         count = settings.histories * expansions
@@ -124,4 +153,8 @@ def within_horizon(survivors: Sequence[Trajectory], horizon: int) -> tuple[Traje
     excess = len(leader) - horizon
     if excess <= 0:
         return tuple(survivors)
-    return tuple(s for s in survivors if all(a is b for a, b in zip(s.unsettled[:excess], leader, strict=False)))
+    return tuple(
+        s
+        for s in survivors
+        if all(a is b for a, b in zip(s.unsettled[:excess], leader, strict=False))
+    )

@@ -40,7 +40,9 @@ class SearchSettings:
     seed: int = 42
     propagation: bool = True  # blend a chunk's noise with its parent's
     pruning: bool = True  # False: no selection, one history walks alone
-    horizon_chunks: int = 40  # how far back a search may change its mind, and what the final reward sees
+    horizon_chunks: int = (
+        40  # how far back a search may change its mind, and what the final reward sees
+    )
 
     def __post_init__(self) -> None:
         _one_of("search.policy", self.policy, POLICIES)
@@ -48,7 +50,9 @@ class SearchSettings:
         _at_least("search.expansions", self.expansions, 1)
         _at_least("search.horizon_chunks", self.horizon_chunks, 1)
         if self.expansions > MAX_EXPANSIONS:
-            raise ValueError(f"search.expansions: want at most {MAX_EXPANSIONS}, got {self.expansions}")
+            raise ValueError(
+                f"search.expansions: want at most {MAX_EXPANSIONS}, got {self.expansions}"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"search.seed: want a value in 0..2^63-1, got {self.seed}")
 
@@ -75,14 +79,18 @@ class MemorySettings:
     quality_threshold: float = 0.0
     transition_threshold: float = 0.2
     sinking: bool = True  # False: what leaves the window is dropped
-    rope: str = "absolute"  # "relative": sinks are re-based next to the window, for videos beyond a minute
+    rope: str = (
+        "absolute"  # "relative": sinks are re-based next to the window, for videos beyond a minute
+    )
     keep_last: bool = False  # write the last chunk's keys and values too, to go on from it later
 
     def __post_init__(self) -> None:
         for name in ("window_frames", "sink_frames", "max_sink_frames"):
             value = getattr(self, name)
             if value < CHUNK_FRAMES or value % CHUNK_FRAMES:
-                raise ValueError(f"memory.{name}: want a positive multiple of the chunk ({CHUNK_FRAMES}), got {value}")
+                raise ValueError(
+                    f"memory.{name}: want a positive multiple of the chunk ({CHUNK_FRAMES}), got {value}"
+                )
         if self.window_frames < self.sink_frames + 2 * CHUNK_FRAMES:
             raise ValueError(
                 f"memory.window_frames: want at least sink_frames + 2 chunks "
@@ -161,7 +169,9 @@ class Settings:
     def __post_init__(self) -> None:
         _one_of("fidelity", self.fidelity, FIDELITIES)
         if not 0 < self.seconds <= LONGEST_SECONDS or math.isnan(self.seconds):
-            raise ValueError(f"seconds: want a length in (0, {LONGEST_SECONDS:.0f}], got {self.seconds}")
+            raise ValueError(
+                f"seconds: want a length in (0, {LONGEST_SECONDS:.0f}], got {self.seconds}"
+            )
 
     @property
     def released(self) -> bool:
@@ -181,7 +191,10 @@ class Settings:
             value = _typed(name, value, known[name])
             room, _, key = name.rpartition(".")
             (parts.setdefault(room, {}) if room else top)[key] = value
-        rooms = {room: dataclasses.replace(getattr(self, room), **values) for room, values in parts.items()}
+        rooms = {
+            room: dataclasses.replace(getattr(self, room), **values)
+            for room, values in parts.items()
+        }
         return dataclasses.replace(self, **rooms, **top)
 
     def to_json(self) -> str:
@@ -214,7 +227,9 @@ def _typed(name: str, value: Any, kind: type) -> Any:
 
 def _unknown(name: str, known: list[str]) -> str:
     guess = difflib.get_close_matches(name, known, n=1)
-    leaf = difflib.get_close_matches(name.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1)
+    leaf = difflib.get_close_matches(
+        name.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1
+    )
     if not guess and leaf:
         guess = [k for k in known if k.rpartition(".")[2] == leaf[0]]
     return f"{name}: no such setting" + (f"; did you mean {guess[0]}?" if guess else "")

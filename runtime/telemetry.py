@@ -8,7 +8,17 @@ from contextlib import contextmanager
 
 import torch
 
-STAGES = ("text", "noise", "denoise", "decode", "image reward", "video reward", "select", "memory", "emit")
+STAGES = (
+    "text",
+    "noise",
+    "denoise",
+    "decode",
+    "image reward",
+    "video reward",
+    "select",
+    "memory",
+    "emit",
+)
 
 
 class StageClock:

@@ -199,7 +199,9 @@ class Decoder(Protocol):
 class NoiseSource(Protocol):
     """Where standard normal draws come from. Draw 0 is a chunk's noise, draw p >= 1 what is added after pass p - 1."""
 
-    def draw(self, seeds: Sequence[int], chunks: Sequence[int], draw: int, shape: tuple[int, ...]) -> Tensor:
+    def draw(
+        self, seeds: Sequence[int], chunks: Sequence[int], draw: int, shape: tuple[int, ...]
+    ) -> Tensor:
         """One draw per row, [B, *shape]: a pure function of (seed, chunk, draw, element)."""
         ...
 

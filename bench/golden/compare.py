@@ -13,7 +13,7 @@ from runtime.settings import CHUNK_FRAMES
 from runtime.types import Slot
 
 KV_TOLERANCE = 2e-5  # keys and values are recorded as float32
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
 
 
 @dataclass
@@ -61,7 +61,11 @@ class Report:
     @property
     def passed(self) -> bool:
         limit = TOLERANCE[self.dtype]
-        close = self.tensor_error <= limit and self.score_error <= limit and self.kv_error <= KV_TOLERANCE
+        close = (
+            self.tensor_error <= limit
+            and self.score_error <= limit
+            and self.kv_error <= KV_TOLERANCE
+        )
         return close and not self.differences and self.compared > 0
 
     def line(self) -> str:

@@ -52,7 +52,13 @@ def _recorded_memory(case: Case, engine: Engine, lease: Lease, call: Mapping[str
     slots = []
     for place, start in enumerate(starts[:blocks]):
         flags = call["reward_score"].get(str(start), {})
-        route = Route.APPEND if flags.get("append") else Route.EMA if flags.get("ema") else Route.DISCARD
+        route = (
+            Route.APPEND
+            if flags.get("append")
+            else Route.EMA
+            if flags.get("ema")
+            else Route.DISCARD
+        )
         slot = Slot(lease.allocate(), start, route)
         _fill(case, engine, slot, name, slice(place * tokens, (place + 1) * tokens))
         slots.append(slot)
@@ -64,7 +70,9 @@ def _fill(case: Case, engine: Engine, slot: Slot, name: str, span: slice) -> Non
     _, height, width = engine.parts.generator.latent_shape
     frames = slot.start_frame + torch.arange(CHUNK_FRAMES)[None]
     for layer in range(case.config["num_layers"]):
-        key, value = (case.inputs[f"{name}/layer{layer}/{part}"][:, span].to(dtype) for part in "kv")
+        key, value = (
+            case.inputs[f"{name}/layer{layer}/{part}"][:, span].to(dtype) for part in "kv"
+        )
         angles = rope_angles(frames, height // 2, width // 2, key.shape[-1])
         turned = rotate(key, angles.cos().to(dtype), angles.sin().to(dtype))
         engine.pool.write(layer, [slot.block], turned, value)
@@ -88,10 +96,14 @@ def _compare(
         keys, values = stored(engine, memory.slots, layer)
         keys = unrotated(engine, torch.cat([keys, k[0]]), starts)
         report.kv(f"{tag}/k", keys[None], case.golden[f"{tag}/after/layer{layer}/k"])
-        report.kv(f"{tag}/v", torch.cat([values, v[0]])[None], case.golden[f"{tag}/after/layer{layer}/v"])
+        report.kv(
+            f"{tag}/v", torch.cat([values, v[0]])[None], case.golden[f"{tag}/after/layer{layer}/v"]
+        )
     after = call["after"]
     if memory.sinks:
-        report.decision(f"{tag} sink frames", len(memory.sinks) * CHUNK_FRAMES, after["current_sink_size"])
+        report.decision(
+            f"{tag} sink frames", len(memory.sinks) * CHUNK_FRAMES, after["current_sink_size"]
+        )
     appended = [slot.start_frame for slot in memory.sinks[engine.settings.memory.sink_chunks :]]
     report.decision(f"{tag} appended sinks", appended, list(after["append_sink_start_frame"]))
 

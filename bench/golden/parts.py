@@ -38,7 +38,13 @@ class Case:
     @staticmethod
     def read(folder: Path) -> Case:
         """ValueError names the file that is missing."""
-        names = ("config.json", "golden.json", "inputs.safetensors", "golden.safetensors", "weights.safetensors")
+        names = (
+            "config.json",
+            "golden.json",
+            "inputs.safetensors",
+            "golden.safetensors",
+            "weights.safetensors",
+        )
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ValueError(f"{folder}: not a recorded case, {', '.join(missing)} missing")
@@ -52,7 +58,7 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """"forward" for single forwards over given caches, "search" for searches, "plain" for plain LongLive."""
+        """ "forward" for single forwards over given caches, "search" for searches, "plain" for plain LongLive."""
         if "calls" in self.facts:
             return "forward"
         return "search" if "candidates" in self.facts else "plain"
@@ -98,7 +104,9 @@ class ClosedForm:
             gain = c["short_gain"] * (x * self._phase(x, n, "short").cos()).mean((2, 3, 4))
             return gain.mean(1) + _wave(c["short_wave"], n)
         shift = n if self.kind == "long" else 0
-        quality = c["long_gain"] * (x * self._phase(x, shift, "long").sin()).mean((2, 3, 4))  # [B, T]
+        quality = c["long_gain"] * (x * self._phase(x, shift, "long").sin()).mean(
+            (2, 3, 4)
+        )  # [B, T]
         if self.kind == "final":
             return quality.mean(1)
         ages = torch.arange(x.shape[1] - 1, -1, -1, dtype=torch.float64)
@@ -120,7 +128,9 @@ def _wave(wave: Sequence[float], n: int) -> float:
 def build_engine(case: Case, dtype: torch.dtype) -> Engine:
     """The real engine with the case's sizes, hyper-parameters, weights, noise table and closed-form parts."""
     c = case.config
-    sizes = {name: c[name] for name in ("dim", "ffn_dim", "freq_dim", "text_dim", "text_len", "channels")}
+    sizes = {
+        name: c[name] for name in ("dim", "ffn_dim", "freq_dim", "text_dim", "text_len", "channels")
+    }
     dit = WanDiT(DiTConfig(heads=c["num_heads"], layers=c["num_layers"], **sizes))
     dit.load_state_dict({k.removeprefix("model."): v for k, v in case.weights.items()})
     generator = Generator(
@@ -151,7 +161,9 @@ def _settings(case: Case) -> Settings:
         "search.horizon_chunks": case.chunks,
     }
     if case.kind == "plain":
-        return Settings().with_changes({**changes, "search.policy": "single", "search.seed": FIRST_SEED})
+        return Settings().with_changes(
+            {**changes, "search.policy": "single", "search.seed": FIRST_SEED}
+        )
     return Settings().with_changes(
         {
             **changes,
@@ -175,11 +187,16 @@ def _noise(case: Case, dtype: torch.dtype) -> TableNoise:
     if case.kind == "plain":
         chunks = inputs["noise"].to(dtype).split(CHUNK_FRAMES, dim=1)
         renoise = inputs["renoise"].to(dtype)
-        return TableNoise({FIRST_SEED + 1000 * n: [z[0], *renoise[n]] for n, z in enumerate(chunks)})
+        return TableNoise(
+            {FIRST_SEED + 1000 * n: [z[0], *renoise[n]] for n, z in enumerate(chunks)}
+        )
     seeds = {int(key.split("/")[1]) for key in inputs if key.startswith("noise/")}
     return TableNoise(
         {
-            seed: [inputs[f"noise/{seed}/init"][0].to(dtype), *inputs[f"noise/{seed}/renoise"].to(dtype)]
+            seed: [
+                inputs[f"noise/{seed}/init"][0].to(dtype),
+                *inputs[f"noise/{seed}/renoise"].to(dtype),
+            ]
             for seed in seeds
         }
     )

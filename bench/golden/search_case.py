@@ -17,7 +17,11 @@ from runtime.types import Candidate, ChunkRecord, Memory, Route, Trajectory
 def replay(case: Case, dtype: torch.dtype) -> Report:
     """Run the engine over the case's whole video and compare as it goes."""
     engine, report = build_engine(case, dtype), Report(case.name, dtype)
-    watcher = SearchWatcher(case, engine, report) if case.kind == "search" else PlainWatcher(case, engine, report)
+    watcher = (
+        SearchWatcher(case, engine, report)
+        if case.kind == "search"
+        else PlainWatcher(case, engine, report)
+    )
     events = list(engine.stream("recorded", watch=watcher))
     latents = torch.cat([event.latents for event in events])[None]
     report.decision("chunks", len(events), case.chunks)
@@ -58,14 +62,18 @@ class SearchWatcher:
     def __call__(self, record: ChunkRecord) -> None:
         n = record.index
         self.report.decision(
-            f"block {n}: candidates", len(record.candidates), sum(block == n for block, _ in self.expected)
+            f"block {n}: candidates",
+            len(record.candidates),
+            sum(block == n for block, _ in self.expected),
         )
         for candidate in record.candidates:
             expected = self.expected.get((n, candidate.row))
             if expected is not None:
                 self._candidate(candidate, expected, n)
         names = [f"block{n:02d}/cand{row}" for row in record.kept]
-        self.report.decision(f"block {n}: survivors", names, self.case.facts["blocks"][n]["survivors"])
+        self.report.decision(
+            f"block {n}: survivors", names, self.case.facts["blocks"][n]["survivors"]
+        )
         for rank, survivor in enumerate(record.survivors):
             self._checkpoint(survivor.memory, f"ckpt/block{n:02d}/beam{rank}")
         self._follow(record)
@@ -74,14 +82,18 @@ class SearchWatcher:
     def finish(self, latents: torch.Tensor) -> None:
         """The survivors' whole videos, and that the engine shows the one that was chosen."""
         for rank, video in enumerate(self.videos):
-            self.report.tensor(f"final/beam{rank}", video[None], self.case.golden[f"final/beam{rank}/latents"])
+            self.report.tensor(
+                f"final/beam{rank}", video[None], self.case.golden[f"final/beam{rank}/latents"]
+            )
         choice = self.case.facts.get("final_choice", 0)
         self.report.tensor("shown video", latents, self.case.golden[f"final/beam{choice}/latents"])
 
     def _follow(self, record: ChunkRecord) -> None:
         newest = [record.candidates[row] for row in record.kept]
         past = [self.videos[c.branch.rank] if self.videos else c.latents[:0] for c in newest]
-        self.videos = [torch.cat(pair) for pair in zip(past, (c.latents for c in newest), strict=True)]
+        self.videos = [
+            torch.cat(pair) for pair in zip(past, (c.latents for c in newest), strict=True)
+        ]
 
     def _candidate(self, candidate: Candidate, expected: Mapping[str, Any], n: int) -> None:
         report, name, scores = self.report, expected["name"], candidate.scores
@@ -91,10 +103,14 @@ class SearchWatcher:
         for key, got in (("short", scores.short), ("long", scores.long), ("score", scores.fused)):
             report.score(f"{name} {key}", got, expected[key])
         report.decision(f"{name} seed", candidate.branch.seed, expected["seed"])
-        report.decision(f"{name} parent", self.names[candidate.branch.rank] if n else None, expected["parent"])
+        report.decision(
+            f"{name} parent", self.names[candidate.branch.rank] if n else None, expected["parent"]
+        )
         if n:
             gates = (candidate.route is Route.EMA, candidate.route is Route.APPEND)
-            report.decision(f"{name} gates", gates, (bool(expected["flag_ema"]), bool(expected["flag_append"])))
+            report.decision(
+                f"{name} gates", gates, (bool(expected["flag_ema"]), bool(expected["flag_append"]))
+            )
             report.score(f"{name} gain", scores.quality_gain, expected["short_increase"])
             report.score(f"{name} drop", scores.long_drop, expected["long_drop"])
         self._layout(candidate.branch.parent.memory, candidate.branch.rank, expected, n)
@@ -115,7 +131,9 @@ class SearchWatcher:
             frames = len(memory.sinks) * CHUNK_FRAMES
             self.report.decision(f"{name} sink frames", frames, expected["current_sink_size"])
             appended = [slot.start_frame for slot in memory.sinks[settings.sink_chunks :]]
-            self.report.decision(f"{name} appended sinks", appended, list(expected["append_sink_start_frames"]))
+            self.report.decision(
+                f"{name} appended sinks", appended, list(expected["append_sink_start_frames"])
+            )
 
     def _checkpoint(self, memory: Memory, prefix: str) -> None:
         for layer in range(self.case.config["num_layers"]):

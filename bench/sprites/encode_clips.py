@@ -20,7 +20,9 @@ CLIP_FRAMES = 81
 def load_vae(path: Path, device: torch.device) -> WanVAE:
     """The VAE written by ``train_vae``."""
     config = json.loads(path.with_suffix(".json").read_text())["config"]
-    vae = WanVAE(VAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}))
+    vae = WanVAE(
+        VAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+    )
     vae.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     return vae.to(device).eval()
 

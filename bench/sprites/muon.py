@@ -31,8 +31,12 @@ def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised; a parameter of rank > 2 counts as [first axis, the rest]."""
 
-    def __init__(self, parameters: list[nn.Parameter], momentum: float = 0.95, weight_decay: float = 0.01) -> None:
-        super().__init__(parameters, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(
+        self, parameters: list[nn.Parameter], momentum: float = 0.95, weight_decay: float = 0.01
+    ) -> None:
+        super().__init__(
+            parameters, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay}
+        )
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]

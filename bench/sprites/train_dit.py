@@ -13,7 +13,8 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +37,14 @@ from runtime.generators.wan_layers import dense_attention
 CHUNK, WINDOW = 3, 2  # latent frames a chunk, chunks of history in the window
 TEXT_LEN = 16
 DIT = DiTConfig(
-    dim=192, heads=6, layers=6, ffn_dim=768, freq_dim=128, text_dim=64, text_len=TEXT_LEN, channels=12
+    dim=192,
+    heads=6,
+    layers=6,
+    ffn_dim=768,
+    freq_dim=128,
+    text_dim=64,
+    text_len=TEXT_LEN,
+    channels=12,
 )
 TEXT = TextConfig(vocab_size=64, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
 HISTORY_NOISE = 0.2  # largest noise on the clean history
@@ -45,11 +53,24 @@ EXTRA_SINK = 0.2  # chance that an old chunk is visible as a second sink
 SLOTS = 2 + WINDOW  # earlier chunks that a chunk can see
 FAR = 0.35  # share of rows whose sink lies far back in time
 FAR_CHUNKS = 40
+OWN_AFTER = 1500  # step from which the history is sometimes the model's own
+OWN_HISTORY = 0.5  # share of those steps
 
 
 def vocabulary() -> list[str]:
     """Every word of the world's captions, sorted, plus a few that people add."""
-    phrases = [*SHAPES, *COLOURS, *BACKGROUNDS, *SPEEDS, *MOTIONS, "a", "an", "the", "on", "background"]
+    phrases = [
+        *SHAPES,
+        *COLOURS,
+        *BACKGROUNDS,
+        *SPEEDS,
+        *MOTIONS,
+        "a",
+        "an",
+        "the",
+        "on",
+        "background",
+    ]
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 
@@ -81,7 +102,9 @@ class ForcedAttention:
     def __init__(self, ids: Tensor, valid: Tensor, tokens: int) -> None:
         self.ids, self.tokens = ids, tokens  # tokens of a chunk
         own = valid.new_ones(*valid.shape[:2], 1)
-        mask = torch.cat([valid, own], dim=-1).repeat_interleave(tokens, -1)  # [B, N, (SLOTS + 1) * t]
+        mask = torch.cat([valid, own], dim=-1).repeat_interleave(
+            tokens, -1
+        )  # [B, N, (SLOTS + 1) * t]
         self.mask = torch.cat([mask, mask], dim=1).flatten(0, 1)[:, None, None]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -117,7 +140,9 @@ class Student(nn.Module):
             self.dit.head.modulation.zero_()
             self.dit.time_projection[1].weight.mul_(0.1)
 
-    def forward(self, ids: Tensor, mask: Tensor, x: Tensor, timestep: Tensor, frames: Tensor, slots: tuple):
+    def forward(
+        self, ids: Tensor, mask: Tensor, x: Tensor, timestep: Tensor, frames: Tensor, slots: tuple
+    ):
         embeds = self.text(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
         context = self.dit.text_context(embeds)
         height, width = x.shape[-2:]
@@ -134,29 +159,71 @@ def draw_sigmas(rows: int, chunks: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(rows, chunks, generator=generator) < ON_STEP, on, off)
 
 
+@dataclass(frozen=True)
+class Row:
+    """What one training forward is asked: a batch of clips, where they lie in time and what each chunk sees."""
+
+    ids: Tensor  # [B, TEXT_LEN]
+    mask: Tensor
+    frames: Tensor  # [B, F] absolute latent frames
+    weight: Tensor  # [B, F] share in the loss
+    slots: tuple[Tensor, Tensor]
+
+    @staticmethod
+    def draw(ids: Tensor, mask: Tensor, chunks: int, rng: random.Random) -> Row:
+        rows = len(ids)
+        frames = torch.arange(chunks * CHUNK).repeat(rows, 1)
+        weight = torch.ones(rows, chunks * CHUNK)
+        for row in range(rows):
+            if rng.random() < FAR:
+                frames[row, CHUNK:] += CHUNK * rng.randint(1, FAR_CHUNKS)
+                # Right after the jump only the sink is seen: no telling what comes.
+                weight[row, CHUNK : 2 * CHUNK] = 0
+        slots = tuple(t.to(ids.device) for t in history_slots(rows, chunks, rng))
+        return Row(ids, mask, frames.to(ids.device), weight.to(ids.device), slots)
+
+
+def predict(
+    student: Student, row: Row, clean: Tensor, latents: Tensor, eps: Tensor, sigma: Tensor
+) -> Tensor:
+    """Flow of every frame of ``latents`` noised to ``sigma`` [B, F], given the clean history; float32."""
+    level = sigma[:, :, None, None, None]
+    x = torch.cat([clean, (1 - level) * latents + level * eps], 1)
+    timestep = torch.cat([torch.zeros_like(sigma), 1000 * sigma], dim=1)
+    frames = torch.cat([row.frames, row.frames], 1)
+    dtype = student.dit.patch_embedding.weight.dtype
+    flow = student(row.ids, row.mask, x.to(dtype), timestep, frames, row.slots)
+    return flow[:, latents.shape[1] :].float()
+
+
 def loss_of(student: Student, latents: Tensor, ids: Tensor, mask: Tensor, step: int) -> Tensor:
     """Mean flow error over the noisy chunks. latents [B, 3 * N, C, h, w] on the training device."""
     rows, chunks = len(latents), latents.shape[1] // CHUNK
     generator, rng = torch.Generator().manual_seed(step), random.Random(step)
+    draw = partial(torch.randn, latents.shape, generator=generator)
+    row = Row.draw(ids, mask, chunks, rng)
     sigma = draw_sigmas(rows, chunks, generator).to(latents.device).repeat_interleave(CHUNK, 1)
-    eps = torch.randn(latents.shape, generator=generator).to(latents.device)
-    level = sigma[:, :, None, None, None]
-    noisy = (1 - level) * latents + level * eps
+    eps = draw().to(latents.device)
     drift = torch.rand(rows, 1, 1, 1, 1, generator=generator).to(latents.device) * HISTORY_NOISE
-    clean = latents + drift * torch.randn(latents.shape, generator=generator).to(latents.device)
-    frames = torch.arange(chunks * CHUNK).repeat(rows, 1)
-    weight = torch.ones(rows, chunks * CHUNK)
-    for row in range(rows):
-        if rng.random() < FAR:
-            frames[row, CHUNK:] += CHUNK * rng.randint(1, FAR_CHUNKS)
-            weight[row, CHUNK : 2 * CHUNK] = 0  # right after the jump only the sink is seen: no telling what comes
-    timestep = torch.cat([torch.zeros_like(sigma), 1000 * sigma], dim=1)
-    slots = tuple(t.to(latents.device) for t in history_slots(rows, chunks, rng))
-    frames, weight = (t.to(latents.device) for t in (frames, weight))
-    x = torch.cat([clean, noisy], 1).to(student.dit.patch_embedding.weight.dtype)
-    flow = student(ids, mask, x, timestep, torch.cat([frames, frames], 1), slots)
-    error = (flow[:, chunks * CHUNK :].float() - (eps - latents)).square().mean((2, 3, 4))
-    return (error * weight).sum() / weight.sum()
+    clean = latents + drift * draw().to(latents.device)
+    if step >= OWN_AFTER and rng.random() < OWN_HISTORY:
+        clean = own_history(student, row, clean, latents, draw().to(latents.device))
+    flow = predict(student, row, clean, latents, eps, sigma)
+    error = (flow - (eps - latents)).square().mean((2, 3, 4))
+    return (error * row.weight).sum() / row.weight.sum()
+
+
+@torch.no_grad()
+def own_history(student: Student, row: Row, clean: Tensor, latents: Tensor, eps: Tensor) -> Tensor:
+    """The clean history as the model itself would have drawn it from the last step, in half of the rows: what it will
+    have to go on from when nobody hands it the truth. Chunk 0 stays: it has no history to be predicted from."""
+    sigma = torch.full(latents.shape[:2], Schedule.warped().sigmas[-1], device=latents.device)
+    level = sigma[:, :, None, None, None]
+    flow = predict(student, row, clean, latents, eps, sigma)
+    drawn = (1 - level) * latents + level * eps - level * flow
+    own = torch.cat([clean[:, :CHUNK], drawn[:, CHUNK:]], 1)
+    half = torch.arange(len(latents), device=latents.device) % 2 == 0
+    return torch.where(half[:, None, None, None, None], own, clean)
 
 
 class Corpus:
@@ -192,13 +259,20 @@ class Corpus:
         return ids, (torch.arange(TEXT_LEN) < torch.tensor([len(c) for c in coded])[:, None]).long()
 
 
-def train(corpus: Corpus, out: Path, steps: int, batch: int, rate: float, device: torch.device) -> None:
+def train(
+    corpus: Corpus, out: Path, steps: int, batch: int, rate: float, device: torch.device
+) -> None:
     """Run to ``steps``, resuming from ``out/dit.pt``; writes the averaged weights as two safetensors files."""
     torch.manual_seed(0)
     student = Student().to(device)
     average = {k: v.detach().clone() for k, v in student.state_dict().items()}
-    worker = copy.deepcopy(student).bfloat16()  # runs forward and backward; the float32 student takes the steps
-    optimiser = Pair(student, edges=("patch_embedding", "head", "shared", "modulation", "relative_attention_bias"))
+    worker = copy.deepcopy(
+        student
+    ).bfloat16()  # runs forward and backward; the float32 student takes the steps
+    optimiser = Pair(
+        student,
+        edges=("patch_embedding", "head", "shared", "modulation", "relative_attention_bias"),
+    )
     log, state, first = TrainLog(out / "dit.log"), out / "dit.pt", 0
     if state.exists():
         saved = torch.load(state, weights_only=True, map_location=device)
@@ -244,7 +318,11 @@ def export(average: dict[str, Tensor], out: Path, steps: int) -> None:
     """Split averaged weights into ``dit.safetensors`` and ``text.safetensors`` with their configurations."""
     log = TrainLog(out / "dit.log")
     for part, config in (("dit", asdict(DIT)), ("text", asdict(TEXT) | {"text_len": TEXT_LEN})):
-        weights = {k.removeprefix(part + "."): v.cpu() for k, v in average.items() if k.startswith(part + ".")}
+        weights = {
+            k.removeprefix(part + "."): v.cpu()
+            for k, v in average.items()
+            if k.startswith(part + ".")
+        }
         weights.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
         log.finish(out / f"{part}.safetensors", weights, config, steps)
     word_tokeniser(vocabulary()).save(str(out / "tokenizer.json"))
@@ -259,7 +337,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    train(Corpus(args.corpus), args.out, args.steps, args.batch, args.rate, pick_device(args.device))
+    train(
+        Corpus(args.corpus), args.out, args.steps, args.batch, args.rate, pick_device(args.device)
+    )
 
 
 if __name__ == "__main__":

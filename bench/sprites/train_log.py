@@ -32,10 +32,14 @@ class TrainLog:
         with self.path.open("a") as file:
             file.write(f"step {step + 1} {words} seconds {seconds:.0f}\n")
 
-    def finish(self, path: Path, weights: dict[str, Tensor], config: dict[str, Any], steps: int) -> None:
+    def finish(
+        self, path: Path, weights: dict[str, Tensor], config: dict[str, Any], steps: int
+    ) -> None:
         """Write bfloat16 weights and, beside them, the configuration that rebuilds the module."""
         save_file({k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}, path)
-        path.with_suffix(".json").write_text(json.dumps({"config": config, "steps": steps}, indent=1) + "\n")
+        path.with_suffix(".json").write_text(
+            json.dumps({"config": config, "steps": steps}, indent=1) + "\n"
+        )
 
 
 def atomic_save(value: object, path: Path) -> None:

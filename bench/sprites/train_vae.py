@@ -46,7 +46,9 @@ def loss_of(vae: WanVAE, clips: Tensor) -> tuple[Tensor, Tensor]:
         noisy = mean + LATENT_NOISE * torch.randn_like(mean)
         out = vae.decode_train(noisy)
     error = (out.float() + 1) / 2 - clips
-    paper = clips[:, :, :, :1, :1]  # a corner pixel is background nearly always; the weight need not be exact
+    paper = clips[
+        :, :, :, :1, :1
+    ]  # a corner pixel is background nearly always; the weight need not be exact
     weight = 1 + OBJECT_WEIGHT * ((clips - paper).abs().amax(2, keepdim=True) > 0.05)
     squared = error.square()
     loss = (weight * (error.abs() + 4 * squared)).mean() + 1e-3 * mean.float().square().mean()
@@ -85,7 +87,9 @@ def train(out: Path, steps: int, batch: int, rate: float, device: torch.device) 
     captions = training_captions()
     vae = WanVAE(VAEConfig(**CONFIG)).to(device)
     start_as_image_model(vae)
-    optimiser = Pair(vae, edges=("encoder.conv1", "decoder.head", "encoder.head", "decoder.conv1", "gamma"))
+    optimiser = Pair(
+        vae, edges=("encoder.conv1", "decoder.head", "encoder.head", "decoder.conv1", "gamma")
+    )
     log = TrainLog(out / "vae.log")
     state, first = out / "vae.pt", 0
     if state.exists():
@@ -106,7 +110,8 @@ def train(out: Path, steps: int, batch: int, rate: float, device: torch.device) 
             log.write(step, seconds=time.monotonic() - began)
         if step % 200 == 199 or step == steps - 1:
             atomic_save(
-                {"model": vae.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, state
+                {"model": vae.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1},
+                state,
             )
     mean, std = latent_statistics(vae.cpu(), captions)
     config = {**CONFIG, "latent_mean": tuple(mean.tolist()), "latent_std": tuple(std.tolist())}

@@ -77,7 +77,10 @@ class Caption:
 
 def all_captions() -> list[Caption]:
     """Every caption of the world, in a fixed order."""
-    return [Caption(*words) for words in itertools.product(SHAPES, COLOURS, MOTIONS, SPEEDS, BACKGROUNDS)]
+    return [
+        Caption(*words)
+        for words in itertools.product(SHAPES, COLOURS, MOTIONS, SPEEDS, BACKGROUNDS)
+    ]
 
 
 def held_out_captions(count: int, seed: int = 0) -> list[Caption]:
@@ -107,7 +110,9 @@ class Scene:
         place = (rng.uniform(radius, SIZE - radius), rng.uniform(radius, SIZE - radius))
         dx, dy = MOTIONS[caption.motion]
         if caption.motion.startswith("moving"):  # along its own axis the torus has no walls
-            place = tuple(rng.uniform(0, SIZE) if d else p for d, p in zip((dx, dy), place, strict=True))
+            place = tuple(
+                rng.uniform(0, SIZE) if d else p for d, p in zip((dx, dy), place, strict=True)
+            )
         return Scene(caption, radius, place, (rng.choice((-1, 1)), rng.choice((-1, 1))))
 
     def position(self, frame: float) -> tuple[float, float]:
@@ -174,7 +179,9 @@ def coverage(scene: Scene, frames: Sequence[float], size: int = SIZE) -> Tensor:
     offsets = (grid - centres[..., None] + SIZE / 2) % SIZE - SIZE / 2  # [T, 2, size]
     x, y = offsets[:, 0, None, :], offsets[:, 1, :, None]
     x, y = torch.broadcast_tensors(x, y)  # [T, size, size]
-    return (0.5 - shape_distance(scene.caption.shape, x, y, scene.radius) * (size / SIZE)).clamp(0, 1)
+    return (0.5 - shape_distance(scene.caption.shape, x, y, scene.radius) * (size / SIZE)).clamp(
+        0, 1
+    )
 
 
 def render(scene: Scene, frames: int, start: int = 0, size: int = SIZE) -> Tensor:

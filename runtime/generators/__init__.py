@@ -92,6 +92,8 @@ def load_generator(name: str, device: torch.device, dtype: torch.dtype) -> Gener
     if name not in GENERATORS:
         guess = difflib.get_close_matches(name, GENERATORS, n=1)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
-        raise ValueError(f"unknown generator {name!r}; known: {', '.join(sorted(GENERATORS))}{hint}")
+        raise ValueError(
+            f"unknown generator {name!r}; known: {', '.join(sorted(GENERATORS))}{hint}"
+        )
     module, _, attribute = GENERATORS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)(device, dtype)

@@ -30,7 +30,11 @@ class Schedule:
     @staticmethod
     def warped(steps: tuple[int, ...] = (1000, 750, 500, 250), shift: float = 5.0) -> Schedule:
         """Steps of the training clock (1..1000, falling), warped by ``shift``. Raises ValueError for anything else."""
-        if not steps or any(not 1 <= s <= TRAIN_STEPS for s in steps) or list(steps) != sorted(set(steps))[::-1]:
+        if (
+            not steps
+            or any(not 1 <= s <= TRAIN_STEPS for s in steps)
+            or list(steps) != sorted(set(steps))[::-1]
+        ):
             raise ValueError(f"steps: want falling values in 1..{TRAIN_STEPS}, got {list(steps)}")
         if shift <= 0:
             raise ValueError(f"shift: want a positive number, got {shift}")

@@ -16,7 +16,9 @@ from runtime.generators.weights import load_weights_, read_config
 
 FOLDER = Path(__file__).parent / "sprites"
 FPS = 16
-SHARED = {"encoder.embed_tokens.weight": "shared.weight"}  # one tensor, known to the encoder under two names
+SHARED = {
+    "encoder.embed_tokens.weight": "shared.weight"
+}  # one tensor, known to the encoder under two names
 FRAME_SIZE = 96  # pixels a side
 
 
@@ -51,4 +53,6 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _tuples(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
+    }

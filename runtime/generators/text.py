@@ -50,7 +50,11 @@ def build_encoder(config: TextConfig) -> nn.Module:
     from transformers import UMT5Config
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
-    arguments: dict[str, Any] = {**asdict(config), "dropout_rate": 0.0, "feed_forward_proj": "gated-gelu"}
+    arguments: dict[str, Any] = {
+        **asdict(config),
+        "dropout_rate": 0.0,
+        "feed_forward_proj": "gated-gelu",
+    }
     return UMT5EncoderModel(UMT5Config(**arguments))
 
 
@@ -72,7 +76,9 @@ class TextEncoder:
         """The words of ``prompt`` that the tokeniser replaces by its unknown token, in order, without repeats."""
         unknown = self.tokeniser.token_to_id(UNKNOWN)
         coded = self.tokeniser.encode(prompt)
-        spans = (s for i, s in zip(coded.ids, coded.offsets, strict=True) if i == unknown and s[1] > s[0])
+        spans = (
+            s for i, s in zip(coded.ids, coded.offsets, strict=True) if i == unknown and s[1] > s[0]
+        )
         return list(dict.fromkeys(prompt[first:last] for first, last in spans))
 
     def token_ids(self, prompt: str) -> list[int]:

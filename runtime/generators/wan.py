@@ -45,9 +45,13 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
-            raise ValueError(f"dim: want a multiple of 2 * heads ({2 * self.heads}), got {self.dim}")
+            raise ValueError(
+                f"dim: want a multiple of 2 * heads ({2 * self.heads}), got {self.dim}"
+            )
         if self.head_dim < 6:
-            raise ValueError(f"head dim: want at least 6 (one rotary pair per axis), got {self.head_dim}")
+            raise ValueError(
+                f"head dim: want at least 6 (one rotary pair per axis), got {self.head_dim}"
+            )
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim: want an even number, got {self.freq_dim}")
 
@@ -78,11 +82,15 @@ class WanDiT(nn.Module):
         super().__init__()
         c = config
         self.config = c
-        self.patch_embedding = nn.Conv3d(c.channels, c.dim, (1, PATCH, PATCH), stride=(1, PATCH, PATCH))
+        self.patch_embedding = nn.Conv3d(
+            c.channels, c.dim, (1, PATCH, PATCH), stride=(1, PATCH, PATCH)
+        )
         self.text_embedding = nn.Sequential(
             nn.Linear(c.text_dim, c.dim), nn.GELU("tanh"), nn.Linear(c.dim, c.dim)
         )
-        self.time_embedding = nn.Sequential(nn.Linear(c.freq_dim, c.dim), nn.SiLU(), nn.Linear(c.dim, c.dim))
+        self.time_embedding = nn.Sequential(
+            nn.Linear(c.freq_dim, c.dim), nn.SiLU(), nn.Linear(c.dim, c.dim)
+        )
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(c.dim, 6 * c.dim))
         self.blocks: Any = nn.ModuleList(Block(c.dim, c.heads, c.ffn_dim) for _ in range(c.layers))
         self.head = Head(c.dim, c.channels * PATCH * PATCH)
@@ -92,7 +100,9 @@ class WanDiT(nn.Module):
         the padding is not masked, as the model was trained."""
         missing = self.config.text_len - embeds.shape[1]
         if missing < 0:
-            raise ValueError(f"prompt: want at most {self.config.text_len} tokens, got {embeds.shape[1]}")
+            raise ValueError(
+                f"prompt: want at most {self.config.text_len} tokens, got {embeds.shape[1]}"
+            )
         text = self.text_embedding(F.pad(embeds, (0, 0, 0, missing)))
         pairs = [block.cross_kv(text) for block in self.blocks]
         return TextContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
@@ -117,7 +127,9 @@ class WanDiT(nn.Module):
         e, e0 = self.time(timestep, tokens.dtype)
         for index, block in enumerate(self.blocks):
             tokens = self._block(index, block, tokens, e0, text, rope, attend)
-        shift, scale = (self.head.modulation + e[:, :, None]).to(tokens.dtype).unsqueeze(3).unbind(2)
+        shift, scale = (
+            (self.head.modulation + e[:, :, None]).to(tokens.dtype).unsqueeze(3).unbind(2)
+        )
         return self.unpatchify(self.head.head(modulate(tokens, scale, shift)), height, width)
 
     def remember(
@@ -179,4 +191,3 @@ class WanDiT(nn.Module):
         """timestep [B, F] -> e [B, F, E] and e0 [B, F, 6, E]."""
         e = self.time_embedding(sinusoid(timestep, self.config.freq_dim, dtype))
         return e, self.time_projection(e).unflatten(-1, (6, -1))
-

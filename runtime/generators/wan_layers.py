@@ -41,7 +41,9 @@ def layer_norm(x: Tensor) -> Tensor:
 def sinusoid(timestep: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """Sinusoidal embedding [cos | sin] in float64, returned as ``dtype``. timestep [...] -> [..., dim]."""
     half = dim // 2
-    rates = torch.pow(10000.0, -torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
+    rates = torch.pow(
+        10000.0, -torch.arange(half, dtype=torch.float64, device=timestep.device) / half
+    )
     angles = timestep.double()[..., None] * rates
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
 
@@ -68,7 +70,9 @@ def rope_angles(frames: Tensor, rows: int, columns: int, head_dim: int) -> Tenso
     shape = (batch, count, rows, columns)
     time = frames.double()[:, :, None] * axis_rates(time_pairs, device)
     row = torch.arange(rows, device=device).double()[:, None] * axis_rates(row_pairs, device)
-    column = torch.arange(columns, device=device).double()[:, None] * axis_rates(column_pairs, device)
+    column = torch.arange(columns, device=device).double()[:, None] * axis_rates(
+        column_pairs, device
+    )
     angles = torch.cat(
         [
             time[:, :, None, None].expand(*shape, -1),

@@ -19,9 +19,13 @@ MAX_CONFIG_BYTES = 1 << 20
 def read_config(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``. ValueError names the file when it is missing, too large or not an object."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; a checkpoint is a .safetensors file with its .json beside it")
+        raise ValueError(
+            f"{path}: no such file; a checkpoint is a .safetensors file with its .json beside it"
+        )
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{path}: want at most {MAX_CONFIG_BYTES} bytes of JSON, got {path.stat().st_size}")
+        raise ValueError(
+            f"{path}: want at most {MAX_CONFIG_BYTES} bytes of JSON, got {path.stat().st_size}"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -31,13 +35,19 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def load_weights_(module: nn.Module, path: Path, shared: Mapping[str, str] = MappingProxyType({})) -> None:
+def load_weights_(
+    module: nn.Module, path: Path, shared: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Fill ``module`` (built on the meta device or not) from a safetensors file, in the file's dtype.
 
     The header is compared first: every missing, unexpected or mis-shaped key is a ValueError that names the file and the
     keys before a tensor is read. ``shared`` maps names of the module to the name its one tensor has in the file.
     """
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items() if name not in shared}
+    wanted = {
+        name: tuple(value.shape)
+        for name, value in module.state_dict().items()
+        if name not in shared
+    }
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -46,20 +56,32 @@ def load_weights_(module: nn.Module, path: Path, shared: Mapping[str, str] = Map
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error}); fetch or copy it again") from None
+        raise ValueError(
+            f"{path}: not a whole safetensors file ({error}); fetch or copy it again"
+        ) from None
     bad = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
     if bad:
-        raise ValueError(f"{path}: {quote(bad)} not finite; the file is damaged, fetch or copy it again")
-    module.load_state_dict(tensors | {name: tensors[source] for name, source in shared.items()}, assign=True)
+        raise ValueError(
+            f"{path}: {quote(bad)} not finite; the file is damaged, fetch or copy it again"
+        )
+    module.load_state_dict(
+        tensors | {name: tensors[source] for name, source in shared.items()}, assign=True
+    )
 
 
 def compare_keys(path: Path, wanted: Mapping[str, tuple], got: Mapping[str, tuple]) -> None:
     """ValueError when two sets of named shapes differ, naming the file and the first keys of every kind."""
     missing = sorted(wanted.keys() - got.keys())
     extra = sorted(got.keys() - wanted.keys())
-    shaped = [f"{k} (want {list(wanted[k])}, got {list(got[k])})" for k in wanted.keys() & got.keys() if wanted[k] != got[k]]
+    shaped = [
+        f"{k} (want {list(wanted[k])}, got {list(got[k])})"
+        for k in wanted.keys() & got.keys()
+        if wanted[k] != got[k]
+    ]
     problems = [
-        f"{kind} {quote(keys)}" for kind, keys in (("missing", missing), ("unknown", extra), ("mis-shaped", shaped)) if keys
+        f"{kind} {quote(keys)}"
+        for kind, keys in (("missing", missing), ("unknown", extra), ("mis-shaped", shaped))
+        if keys
     ]
     if problems:
         raise ValueError(f"{path}: this is not a checkpoint of this model: {'; '.join(problems)}")
