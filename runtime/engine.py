@@ -57,10 +57,12 @@ class Parts:
         run = settings.run
         device, dtype = torch.device(run.device), DTYPES[run.dtype]
         generator = load_generator(run.generator, device, dtype)
-        rewards = (
-            load_reward(name, run.device) for name in (settings.reward.image, settings.reward.video)
+        return Parts(
+            generator,
+            load_reward(settings.reward.image, run.device),
+            load_reward(settings.reward.video, run.device),
+            noise_room.PhiloxNoise(device, dtype, run.ops),
         )
-        return Parts(generator, *rewards, noise_room.PhiloxNoise(device, dtype, run.ops))
 
 
 @dataclass(frozen=True, slots=True)

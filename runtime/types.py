@@ -141,7 +141,7 @@ class ChunkRecord:
     candidates: tuple[Candidate, ...]
     kept: tuple[int, ...]  # rows of the candidates that survive, best first
     survivors: tuple[Trajectory, ...]
-    frames: Sequence[Tensor]  # per candidate [T, 3, H, W], as the image reward saw them
+    frames: Tensor  # [B, T, 3, H, W], the candidates as the image reward saw them
     stage_ms: dict[str, float]
 
 
