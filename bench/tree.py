@@ -26,6 +26,7 @@ MAX_CHUNKS = 60  # in one picture
 MAX_CANDIDATES = 128  # of one chunk
 WIDTH, HEIGHT = 20.0, 12.0  # that a picture should not exceed by much
 LARGEST, SMALLEST = 1.05, 0.22  # width of a candidate's picture
+STRIP = 0.09  # height of the strip that shows the route, of the picture's width
 LEGIBLE = 0.7  # from this width on there is room for scores, seeds and ranks
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -121,7 +122,7 @@ def _draw_column(
     from matplotlib.patches import Rectangle
 
     width, height = layout.picture
-    strip = 0.07 * width
+    strip = STRIP * width
     for row, candidate in enumerate(column):
         x, y = layout.place(index, row, len(column))
         kept, winner = candidate.rank is not None, id(candidate) in shown
@@ -130,7 +131,9 @@ def _draw_column(
         axes.imshow(_pixels(candidate), extent=box, alpha=alpha, zorder=3, interpolation="lanczos")
         colour = ROUTES[candidate.route] if candidate.parent is not None else FIRST
         axes.add_patch(
-            Rectangle((x, y - strip), width, strip, color=colour, alpha=alpha, lw=0, zorder=4)
+            Rectangle(
+                (x, y - strip), width, strip, color=colour, alpha=max(alpha, 0.7), lw=0, zorder=4
+            )
         )
         if kept:
             edge, line = (ACCENT, 3.0) if winner else (INK, 1.4)
@@ -151,7 +154,7 @@ def _draw_words(
 ) -> None:
     """Score and seed under a picture, and a survivor's rank in its corner."""
     (x, y), (width, height) = corner, layout.picture
-    under = y - 0.07 * width - 0.07
+    under = y - STRIP * width - 0.07
     score = f"{candidate.fused:.3f}" if math.isfinite(candidate.fused) else "no score"
     weight = "bold" if candidate.rank is not None else "normal"
     axes.text(x, under, score, size=8.5, color=colour, va="top", weight=weight)
@@ -207,14 +210,15 @@ def _draw_head(axes: Axes, layout: Layout, index: int, words: str | int) -> None
 
 def _draw_title(axes: Axes, layout: Layout, trace: Trace) -> None:
     """The prompt, and under it how the search was set."""
-    room = int(layout.size[0] * 9)
+    room = int(layout.size[0] * 7.5)  # characters of this size
     prompt = " ".join(trace.prompt.split())
     prompt = prompt if len(prompt) <= room else prompt[: room - 1] + "…"
     top = layout.size[1]
     axes.text(
         layout.margin, top - 0.42, prompt, size=13, weight="bold", color=INK, parse_math=False
     )
-    search = trace.settings.get("search", {})
+    search = trace.settings.get("search")
+    search = search if isinstance(search, dict) else {}
     words = [str(search.get("policy", "?")), f"fidelity {trace.settings.get('fidelity', '?')}"]
     words.append(f"K = {search.get('histories', '?')}, M = {search.get('expansions', '?')}")
     words.append(f"seed {search.get('seed', '?')}")
@@ -269,6 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"output: want a name that ends in {', '.join(SUFFIXES)}, got {output}"
             )
+        if not output.parent.is_dir():
+            raise ValueError(f"output: there is no folder {output.parent}; make it first")
         if options.first < 0 or not 1 <= options.count <= MAX_CHUNKS:
             raise ValueError(f"want --first of at least 0 and --count of 1 to {MAX_CHUNKS}")
         trace = read_trace(options.trace)

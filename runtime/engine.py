@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from runtime.memory import KVPool, Lease, MemoryKeeper, pool_blocks
 from runtime.plan import plan_chunk
 from runtime.rewards import load_reward
 from runtime.score import Place, Scorer
-from runtime.search import build_policy, within_horizon
+from runtime.search import SearchPolicy, build_policy, within_horizon
 from runtime.settings import CHUNK_FRAMES, PROMPT_CHARACTERS, Settings
 from runtime.telemetry import StageClock
 from runtime.types import (
@@ -39,6 +40,7 @@ from runtime.types import (
     Watch,
 )
 
+UNJUDGED = Scores(math.nan, math.nan, math.nan)
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -47,20 +49,20 @@ class Parts:
     """What an engine is made of. Tests and replays hand in their own; everybody else names parts in ``Settings``."""
 
     generator: Generator
-    image: RewardModel
-    video: RewardModel
+    image: RewardModel | None  # None where the policy asks no reward
+    video: RewardModel | None
     noise: NoiseSource
     final: RewardModel | None = None  # rates whole videos at the end; None: the video reward
 
     @staticmethod
     def load(settings: Settings) -> Parts:
-        run = settings.run
-        device, dtype = torch.device(run.device), DTYPES[run.dtype]
-        generator = load_generator(run.generator, device, dtype)
+        run, policy = settings.run, build_policy_of(settings)
+        device, dtype = find_device(run.device), DTYPES[run.dtype]
+        asked = policy.judges or policy.rates
         return Parts(
-            generator,
-            load_reward(settings.reward.image, run.device),
-            load_reward(settings.reward.video, run.device),
+            load_generator(run.generator, device, dtype),
+            load_reward(settings.reward.image, run.device) if asked else None,
+            load_reward(settings.reward.video, run.device) if asked else None,
             noise_room.PhiloxNoise(device, dtype, run.ops),
         )
 
@@ -95,7 +97,7 @@ class Engine:
         rows = 1 if wasteful else settings.run.batch_rows
         self.fps = generator.fps
         self.chunks = chunks_for(settings.seconds, generator.fps, generator.time_stride)
-        self.policy = build_policy(settings.search, settings.released, settings.memory.sinking)
+        self.policy = build_policy_of(settings)
         self.clean_all = wasteful
         self.pool = KVPool(self._blocks(), generator.block_shape, generator.dtype, generator.device)
         memory = settings.memory if self.policy.sinks else replace(settings.memory, sinking=False)
@@ -127,13 +129,17 @@ class Engine:
         when this engine is already generating.
         """
         check_prompt(prompt)
+        self._check_idle()
+        return self._stream(prompt, watch)
+
+    def _check_idle(self) -> None:
         if self.pool.used:
             raise RuntimeError(
                 "this engine is already generating a video; finish or close it, or build a second one"
             )
-        return self._stream(prompt, watch)
 
     def _stream(self, prompt: str, watch: Watch | None) -> Iterator[ChunkEvent]:
+        self._check_idle()  # another stream may have begun since this one was asked for
         self.clock.take()
         with self.clock.stage("text"):
             text = self.parts.generator.encode(prompt)
@@ -180,13 +186,13 @@ class Engine:
         )
         with stage("emit"):
             alive = self._within_horizon(grown, video.lease)
-            alive, settled = video.emitter.settled(alive)
+            rest, settled = video.emitter.settled(alive)
         stage_ms = self.clock.take()
         if video.watch is not None:
-            video.watch(
-                ChunkRecord(index, self.chunks, candidates, kept, grown, newest.frames, stage_ms)
-            )
-        return alive, settled
+            rows = tuple(r for r, g in zip(kept, grown, strict=True) if any(g is a for a in alive))
+            seen = newest.frames
+            video.watch(ChunkRecord(index, self.chunks, candidates, rows, alive, seen, stage_ms))
+        return rest, settled
 
     def _propagate(self, branches: Sequence[Branch]) -> Tensor:
         how = self.settings.noise if self.policy.propagates else None
@@ -203,7 +209,7 @@ class Engine:
         self, branches: Sequence[Branch], latents: Tensor, newest: Newest, place: Place
     ) -> list[tuple[Scores, Route]]:
         if not self.policy.judges:
-            return [(Scores(0.0, 0.0, 0.0), Route.DISCARD)] * len(branches)
+            return [(UNJUDGED, Route.DISCARD)] * len(branches)
         with self.clock.stage("image reward"):
             shorts = self.scorer.rate_images(newest.frames, place)
         with self.clock.stage("decode"):
@@ -289,6 +295,24 @@ class Engine:
             else 0
         )
         return pool_blocks(self.settings.memory, self.policy.histories) + spare
+
+
+def build_policy_of(settings: Settings) -> SearchPolicy:
+    """The search policy that ``settings`` ask for."""
+    return build_policy(settings.search, settings.released, settings.memory.sinking)
+
+
+def find_device(name: str) -> torch.device:
+    """The device called ``name``. ValueError for no device at all, RuntimeError for one that this machine lacks."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(
+            f"run.device: {name!r} cannot be used here ({reason}); use 'cpu'"
+        ) from None
+    return device
 
 
 def grow_candidates(

@@ -31,8 +31,8 @@ class Scorer:
 
     def __init__(
         self,
-        image: RewardModel,
-        video: RewardModel,
+        image: RewardModel | None,
+        video: RewardModel | None,
         reward: RewardSettings,
         memory: MemorySettings,
         released: bool,
@@ -68,18 +68,20 @@ class Scorer:
             for branch, (short, long) in zip(branches, table, strict=True)
         ]
 
-    def _rate(self, model: RewardModel, frames: Tensor, place: Place, kind: str) -> Tensor:
-        parts = [
-            frames[rows.start : rows.stop] for rows in row_ranges(len(frames), self.batch_rows)
-        ]
-        scores = torch.cat(
-            [model.score(Clip(part, place.prompt, place.fps, place.chunk)) for part in parts]
+    def _rate(self, model: RewardModel | None, frames: Tensor, place: Place, kind: str) -> Tensor:
+        assert model is not None, (
+            f"the policy asks the {kind} reward but the engine was built without one"
         )
-        if scores.shape != (len(frames),):
-            raise RuntimeError(
-                f"{kind} reward: want one score per clip [{len(frames)}], got {list(scores.shape)}"
-            )
-        return scores
+        scores = []
+        for rows in row_ranges(len(frames), self.batch_rows):
+            part = frames[rows.start : rows.stop]
+            scores.append(model.score(Clip(part, place.prompt, place.fps, place.chunk)))
+            if scores[-1].shape != (len(part),):
+                raise RuntimeError(
+                    f"{kind} reward: want one score per clip [{len(part)}], "
+                    f"got {list(scores[-1].shape)}"
+                )
+        return torch.cat(scores)
 
     def _judge(
         self, parent: Trajectory, short: float, long: float, weight: float, chunk: int

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CHUNK_FRAMES = 3  # latent frames: the atom of noise, memory, window and reward
+MAX_CANDIDATES = 1024
 MAX_EXPANSIONS = 100  # seeds are seed + 1000 n + 100 b + i
 PROMPT_CHARACTERS = 4096
 LONGEST_SECONDS = 24 * 3600.0
@@ -49,6 +50,11 @@ class SearchSettings:
         _at_least("search.histories", self.histories, 1)
         _at_least("search.expansions", self.expansions, 1)
         _at_least("search.horizon_chunks", self.horizon_chunks, 1)
+        if self.histories * self.expansions > MAX_CANDIDATES:
+            raise ValueError(
+                f"search.histories * search.expansions: want at most {MAX_CANDIDATES} candidates a chunk, "
+                f"got {self.histories * self.expansions}"
+            )
         if self.expansions > MAX_EXPANSIONS:
             raise ValueError(
                 f"search.expansions: want at most {MAX_EXPANSIONS}, got {self.expansions}"
@@ -100,6 +106,11 @@ class MemorySettings:
             raise ValueError(
                 f"memory.max_sink_frames: want at least sink_frames ({self.sink_frames}), got {self.max_sink_frames}"
             )
+        for name in ("quality_threshold", "transition_threshold"):
+            if math.isnan(
+                getattr(self, name)
+            ):  # a gate that compares with NaN is silently always shut or open
+                raise ValueError(f"memory.{name}: want a number, got nan")
         if not 0.0 <= self.ema_alpha <= 1.0:
             raise ValueError(f"memory.ema_alpha: want a value in [0, 1], got {self.ema_alpha}")
         _one_of("memory.rope", self.rope, ("absolute", "relative"))
@@ -219,7 +230,12 @@ def setting_names() -> dict[str, type]:
 
 def _typed(name: str, value: Any, kind: type) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(
+                f"{name}: want float, got an int of {value.bit_length()} bits"
+            ) from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{name}: want {kind.__name__}, got {type(value).__name__} {value!r}")
     return value

@@ -145,6 +145,7 @@ class VideoWriter:
                 stream = container.add_stream(
                     self.codec, rate=self.fps, options=ENCODERS[self.codec]
                 )
+                assert isinstance(stream, av.VideoStream)
                 context = stream.codec_context
                 context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
                 context.time_base = Fraction(1, self.fps)

@@ -1,8 +1,7 @@
 """Train the embedded text encoder and causal DiT the way they will run: clean history, one noisy chunk, four warped steps.
 
-A training row is a whole clip of N chunks laid out twice, [clean 0 .. N-1 | noisy 0 .. N-1]. A noisy chunk sees itself and
-the clean sink, the clean window before it and, now and then, earlier chunks that a search would have appended as sinks; a
-clean chunk sees the same history and itself. So one forward trains every chunk under exactly the context it will meet.
+Three losses: flow matching of every chunk under exactly the context it will meet; the same with a history that the model drew
+itself, against drift; and first chunks that the model draws itself, pulled to true ones (see ``opening``). Resumable, CPU or GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import copy
 import math
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,134 +18,33 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from runtime.bench.sprites.corpus import Corpus
+from runtime.bench.sprites.encode_clips import load_vae
 from runtime.bench.sprites.muon import Pair
+from runtime.bench.sprites.opening import Opening
+from runtime.bench.sprites.student import (
+    CHUNK,
+    DIT,
+    TEXT,
+    TEXT_LEN,
+    Student,
+    history_slots,
+    vocabulary,
+)
 from runtime.bench.sprites.train_log import TrainLog, atomic_save, pick_device
-from runtime.bench.sprites.world import (
-    BACKGROUNDS,
-    COLOURS,
-    MOTIONS,
-    SHAPES,
-    SPEEDS,
-)
+from runtime.bench.sprites.world import training_captions
 from runtime.generators.schedule import Schedule, all_sigmas
-from runtime.generators.text import TextConfig, build_encoder, word_tokeniser
-from runtime.generators.wan import DiTConfig, WanDiT
-from runtime.generators.wan_layers import dense_attention
+from runtime.generators.text import word_tokeniser
+from runtime.generators.vae import WanVAE
 
-CHUNK, WINDOW = 3, 2  # latent frames a chunk, chunks of history in the window
-TEXT_LEN = 16
-DIT = DiTConfig(
-    dim=192,
-    heads=6,
-    layers=6,
-    ffn_dim=768,
-    freq_dim=128,
-    text_dim=64,
-    text_len=TEXT_LEN,
-    channels=12,
-)
-TEXT = TextConfig(vocab_size=64, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+LATENT_SIDE = 8
 HISTORY_NOISE = 0.2  # largest noise on the clean history
 ON_STEP = 0.8  # share of noise levels drawn from the steps that inference runs
-EXTRA_SINK = 0.2  # chance that an old chunk is visible as a second sink
-SLOTS = 2 + WINDOW  # earlier chunks that a chunk can see
 FAR = 0.35  # share of rows whose sink lies far back in time
 FAR_CHUNKS = 40
+OPENING_AFTER, OPENING_ROWS, OPENING_WEIGHT = 1300, 6, 0.5
 OWN_AFTER = 1500  # step from which the history is sometimes the model's own
 OWN_HISTORY = 0.5  # share of those steps
-
-
-def vocabulary() -> list[str]:
-    """Every word of the world's captions, sorted, plus a few that people add."""
-    phrases = [
-        *SHAPES,
-        *COLOURS,
-        *BACKGROUNDS,
-        *SPEEDS,
-        *MOTIONS,
-        "a",
-        "an",
-        "the",
-        "on",
-        "background",
-    ]
-    return sorted({word for phrase in phrases for word in phrase.split()})
-
-
-def history_slots(rows: int, chunks: int, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """Which earlier chunks each chunk sees: ids and validity, [rows, chunks, SLOTS].
-
-    Slot 0 is the sink (chunk 0), slot 1 now and then an old chunk that a search would have appended as a sink, the rest
-    the window. Invalid slots point at chunk 0 and are masked.
-    """
-    ids = torch.zeros(rows, chunks, SLOTS, dtype=torch.long)
-    valid = torch.zeros(rows, chunks, SLOTS, dtype=torch.bool)
-    for n in range(1, chunks):
-        valid[:, n, 0] = True
-        for back in range(1, WINDOW + 1):
-            if n - back >= 1:
-                ids[:, n, 1 + back], valid[:, n, 1 + back] = n - back, True
-        for row in range(rows):
-            if n - WINDOW - 1 >= 1 and rng.random() < EXTRA_SINK:
-                ids[row, n, 1], valid[row, n, 1] = rng.randint(1, n - WINDOW - 1), True
-    return ids, valid
-
-
-class ForcedAttention:
-    """Self attention over [clean | noisy]: every chunk sees itself and its history's clean chunks, nothing else.
-
-    The callable that ``WanDiT.forward`` takes. Keys are gathered per chunk, so the cost is that of inference.
-    """
-
-    def __init__(self, ids: Tensor, valid: Tensor, tokens: int) -> None:
-        self.ids, self.tokens = ids, tokens  # tokens of a chunk
-        own = valid.new_ones(*valid.shape[:2], 1)
-        mask = torch.cat([valid, own], dim=-1).repeat_interleave(
-            tokens, -1
-        )  # [B, N, (SLOTS + 1) * t]
-        self.mask = torch.cat([mask, mask], dim=1).flatten(0, 1)[:, None, None]
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        rows, chunks, _ = self.ids.shape
-        q, k, v = (t.unflatten(1, (2 * chunks, self.tokens)) for t in (q, k, v))  # [B, 2N, t, H, D]
-        keys, values = (self._with_history(t) for t in (k, v))
-        out = dense_attention(q.flatten(0, 1), keys, values, self.mask)
-        return out.unflatten(0, (rows, 2 * chunks)).flatten(1, 2)
-
-    def _with_history(self, x: Tensor) -> Tensor:
-        """[B, 2N, t, H, D] -> [B * 2N, (SLOTS + 1) * t, H, D]: the clean chunks that each chunk sees, then itself."""
-        rows, chunks, slots = self.ids.shape
-        row = torch.arange(rows, device=x.device)[:, None, None]
-        past = x[row, self.ids].flatten(2, 3)  # [B, N, SLOTS * t, H, D]
-        return torch.cat([torch.cat([past, past], dim=1), x], dim=2).flatten(0, 1)
-
-
-class Student(nn.Module):
-    """Text encoder and DiT trained together; the state dict splits by prefix into the two shipped files."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text = build_encoder(TEXT)
-        self.dit = WanDiT(DIT)
-        nn.init.zeros_(self.dit.head.head.weight)
-        for block in self.dit.blocks:
-            nn.init.zeros_(block.self_attn.o.weight)
-            nn.init.zeros_(block.cross_attn.o.weight)
-        with torch.no_grad():
-            for block in self.dit.blocks:  # residual branches open at 1, scales and shifts at 0
-                block.modulation.zero_()
-                block.modulation[:, [2, 5]] = 1.0
-            self.dit.head.modulation.zero_()
-            self.dit.time_projection[1].weight.mul_(0.1)
-
-    def forward(
-        self, ids: Tensor, mask: Tensor, x: Tensor, timestep: Tensor, frames: Tensor, slots: tuple
-    ):
-        embeds = self.text(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
-        context = self.dit.text_context(embeds)
-        height, width = x.shape[-2:]
-        attend = ForcedAttention(*slots, CHUNK * height * width // 4)
-        return self.dit(x, timestep, context, self.dit.rope(frames, height, width), attend)
 
 
 def draw_sigmas(rows: int, chunks: int, generator: torch.Generator) -> Tensor:
@@ -226,43 +123,17 @@ def own_history(student: Student, row: Row, clean: Tensor, latents: Tensor, eps:
     return torch.where(half[:, None, None, None, None], own, clean)
 
 
-class Corpus:
-    """Latents and captions made ahead by ``encode_clips``; shards may still be arriving while training runs."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.tokeniser = folder, word_tokeniser(vocabulary())
-        self.latents, self.captions = torch.empty(0), []
-        self.shards = 0
-
-    def refresh(self) -> None:
-        paths = sorted(self.folder.glob("shard_*.pt"))
-        if len(paths) == self.shards:
-            return
-        parts = [torch.load(path, weights_only=True) for path in paths]
-        self.latents = torch.cat([part["latents"] for part in parts])
-        self.captions = [caption for part in parts for caption in part["captions"]]
-        self.shards = len(paths)
-
-    def batch(self, size: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents [B, F, C, h, w] float32, ids and mask [B, TEXT_LEN]; some captions lose their speed word."""
-        rng = random.Random(step)
-        rows = [rng.randrange(len(self.captions)) for _ in range(size)]
-        texts = [self.captions[row] for row in rows]
-        for speed in SPEEDS:
-            texts = [t.replace(f" {speed}", "") if rng.random() < 0.03 else t for t in texts]
-        ids, mask = self.encode(texts)
-        return self.latents[rows].float(), ids, mask
-
-    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        coded = [self.tokeniser.encode(text).ids for text in texts]
-        ids = torch.tensor([c + [0] * (TEXT_LEN - len(c)) for c in coded])
-        return ids, (torch.arange(TEXT_LEN) < torch.tensor([len(c) for c in coded])[:, None]).long()
-
-
 def train(
-    corpus: Corpus, out: Path, steps: int, batch: int, rate: float, device: torch.device
+    corpus: Corpus,
+    vae: WanVAE,
+    out: Path,
+    steps: int,
+    batch: int,
+    rate: float,
+    device: torch.device,
 ) -> None:
     """Run to ``steps``, resuming from ``out/dit.pt``; writes the averaged weights as two safetensors files."""
+    opening = Opening(vae, (CHUNK, DIT.channels, LATENT_SIDE, LATENT_SIDE))
     torch.manual_seed(0)
     student = Student().to(device)
     average = {k: v.detach().clone() for k, v in student.state_dict().items()}
@@ -287,6 +158,10 @@ def train(
         latents, ids, mask = (t.to(device) for t in corpus.batch(batch, step))
         loss = loss_of(worker, latents, ids, mask, step)
         loss.backward()
+        if step >= OPENING_AFTER:
+            first = OPENING_WEIGHT * opening_loss(worker, opening, corpus, step, device)
+            first.backward()
+            log.add(step, opening=first)
         hand_over_gradients(worker, student)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -305,6 +180,15 @@ def train(
             saved = {"model": student.state_dict(), "average": average, "step": step + 1}
             atomic_save({**saved, "optimiser": optimiser.state_dict()}, state)
     export(average, out, steps)
+
+
+def opening_loss(
+    student: Student, opening: Opening, corpus: Corpus, step: int, device: torch.device
+) -> Tensor:
+    """The loss of ``OPENING_ROWS`` first chunks drawn by the student itself."""
+    captions = random.Random(-step).sample(training_captions(), OPENING_ROWS)
+    ids, mask = (t.to(device) for t in corpus.encode([caption.text for caption in captions]))
+    return opening.loss(student.dit, student.context(ids, mask), captions)
 
 
 def hand_over_gradients(worker: nn.Module, student: nn.Module) -> None:
@@ -331,15 +215,16 @@ def export(average: dict[str, Tensor], out: Path, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, default=Path("out/train/corpus"))
+    parser.add_argument("--vae", type=Path, default=Path("out/train/vae.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("out/train"))
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    train(
-        Corpus(args.corpus), args.out, args.steps, args.batch, args.rate, pick_device(args.device)
-    )
+    device = pick_device(args.device)
+    vae = load_vae(args.vae, device)
+    train(Corpus(args.corpus), vae, args.out, args.steps, args.batch, args.rate, device)
 
 
 if __name__ == "__main__":

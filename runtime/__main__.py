@@ -1,0 +1,234 @@
+"""The command-line door: ``python -m runtime "PROMPT" -o out.mp4``.
+
+Exit codes: 0 done, 1 the machine failed, 2 the call was wrong, 130 and 143 stopped by Ctrl-C or SIGTERM. Every error
+is one line on stderr. Heavy modules are imported only once the arguments are known to be right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shlex
+import signal
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from runtime.arguments import Job, build_jobs, build_settings, check_files, parse
+from runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
+    from runtime.trace import TraceWriter
+    from runtime.types import Chunk, ChunkEvent, ChunkRecord
+    from runtime.video import VideoWriter
+
+SHOWN_SEEDS = 8
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: like Ctrl-C, with its own exit code."""
+
+
+@dataclass(slots=True)
+class Story:
+    """What happened to one prompt so far: for the progress bar, the report and a stop in the middle."""
+
+    chunks: int
+    drawn: int = 0  # candidates
+    made: int = 0  # chunks, settled or not
+    frames: int = 0  # of those chunks
+    score: float = math.nan  # of the best history
+    best: tuple[Chunk, ...] = ()  # its chunks that are not settled
+    routes: Counter[str] = field(default_factory=Counter)  # of the video's chunks but the first
+    seeds: list[int] = field(default_factory=list)  # of the video's first chunks
+    began: float = field(default_factory=time.perf_counter)
+
+    def watch(self, record: ChunkRecord) -> None:
+        leader = record.survivors[0]
+        self.drawn += len(record.candidates)
+        self.made = record.index + 1
+        self.frames += len(record.frames[record.kept[0]])
+        self.score, self.best = leader.score, leader.unsettled
+
+    def settle(self, chunk: ChunkEvent | Chunk) -> None:
+        if chunk.index:
+            self.routes[chunk.route.value] += 1
+        if len(self.seeds) < SHOWN_SEEDS:
+            self.seeds.append(chunk.seed)
+
+    @property
+    def pace(self) -> str:
+        score = f"best {self.score:.3f}, " if math.isfinite(self.score) else ""
+        return f"{score}{self.frames / (time.perf_counter() - self.began):.1f} frames/s"
+
+
+@dataclass(frozen=True, slots=True)
+class Sinks:
+    """Where the chunks of one video go."""
+
+    video: VideoWriter
+    trace: TraceWriter | None
+    story: Story
+
+    def settle(self, chunk: ChunkEvent | Chunk) -> None:
+        self.video.add(chunk.frames)
+        self.story.settle(chunk)
+        if self.trace:
+            self.trace.settled(chunk)
+
+    def save_best(self) -> None:
+        """Append what the best history has beyond the settled chunks: nobody is going to change it any more."""
+        for chunk in self.story.best:
+            if chunk.index == self.video.written.chunks:
+                self.settle(chunk)
+
+    @property
+    def kept(self) -> str:
+        frames = self.video.written.frames
+        if not frames:
+            return "no chunk was finished, so there is no video"
+        return f"{frames} frames ({self.video.seconds:.1f} s) are playable in {self.video.path}"
+
+
+def load_engine(settings: Settings) -> Engine:
+    from runtime.engine import Engine
+
+    return Engine(settings)
+
+
+def main(
+    argv: Sequence[str] | None = None, build: Callable[[Settings], Engine] = load_engine
+) -> int:
+    """Do what the arguments say and return the exit code."""
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    try:
+        with stopped_by_sigterm():
+            run(parse(sys.argv[1:] if argv is None else argv), build)
+        return 0
+    except KeyboardInterrupt as stop:
+        complain("stopped", stop if stop.args else "nothing was generated yet")
+        return 143 if isinstance(stop, Terminated) else 130
+    except Exception as error:
+        if debug:
+            raise
+        known = isinstance(error, (ValueError, RuntimeError, OSError, ImportError))
+        complain("error", error if known else f"{type(error).__name__}: {error}")
+        return 2 if isinstance(error, ValueError) else 1
+
+
+def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
+    settings, jobs = build_settings(options), build_jobs(options)
+    check_files(jobs)
+    engine = build(settings)
+    for index, job in enumerate(jobs):
+        if words := engine.unknown_words(job.prompt):
+            complain("warning", f"the model does not know these words: {', '.join(words)}")
+        label = f"prompt {index + 1}/{len(jobs)}" if len(jobs) > 1 else "chunk"
+        produce(engine, job, settings, options, label)
+
+
+def produce(engine: Engine, job: Job, settings: Settings, options: Namespace, label: str) -> None:
+    """One prompt, one video. Whatever ends it early, the chunks before are in the file."""
+    from runtime.trace import TraceWriter
+    from runtime.video import VideoWriter
+
+    with contextlib.ExitStack() as stack:
+        video = stack.enter_context(VideoWriter(job.output, engine.fps, scale=options.scale))
+        trace = stack.enter_context(TraceWriter(job.trace)) if job.trace else None
+        if trace:
+            ops = engine.implementations
+            trace.begin(job.prompt, settings, engine.fps, engine.chunks, ops)
+        sinks = Sinks(video, trace, Story(engine.chunks))
+        watch = stack.enter_context(watching(sinks, label, options.quiet))
+        try:
+            for event in engine.stream(job.prompt, watch=watch):
+                sinks.settle(event)
+        except KeyboardInterrupt as stop:
+            sinks.save_best()
+            at = f"after chunk {sinks.story.made} of {engine.chunks}"
+            raise type(stop)(f"{at}; {sinks.kept}") from None
+        except (RuntimeError, OSError, MemoryError) as error:
+            raise RuntimeError(f"{error or type(error).__name__}; {sinks.kept}") from error
+        seconds = time.perf_counter() - sinks.story.began
+    if not options.quiet:
+        report(job, settings, sinks, seconds)
+
+
+@contextlib.contextmanager
+def watching(sinks: Sinks, label: str, quiet: bool) -> Iterator[Callable[[ChunkRecord], None]]:
+    """A ``Watch`` that feeds story, trace and, on a terminal, a progress bar."""
+    from tqdm import tqdm
+
+    story = sinks.story
+    with tqdm(total=story.chunks, desc=label, unit="chunk", disable=quiet or None) as bar:
+
+        def watch(record: ChunkRecord) -> None:
+            story.watch(record)
+            if sinks.trace:
+                sinks.trace(record)
+            bar.set_postfix_str(story.pace, refresh=False)
+            bar.update()
+
+        yield watch
+
+
+def report(job: Job, settings: Settings, sinks: Sinks, seconds: float) -> None:
+    """Say what was done and where it is."""
+    search, story, video = settings.search, sinks.story, sinks.video
+    frames = video.written.frames
+    how = f"{search.policy} ({settings.fidelity}), K={search.histories}, M={search.expansions}"
+    work = f"{story.drawn} candidates for {story.chunks} chunks"
+    say(f"search  {how}, seed {search.seed}: {work}")
+    if story.routes:
+        say(f"routes  {', '.join(f'{name} {n}' for name, n in sorted(story.routes.items()))}")
+    more = ", ..." if video.written.chunks > len(story.seeds) else ""
+    say(f"seeds   {', '.join(map(str, story.seeds))}{more}")
+    say(f"speed   {frames / seconds:.1f} frames/s with decoder and rewards ({seconds:.1f} s)")
+    path = video.path.resolve()
+    size = f"{video.size_bytes / 1024:.0f} KiB, {frames} frames of {video.width}x{video.height}"
+    say(f"video   {path} ({size}, {video.seconds:.1f} s at {video.fps} fps)")
+    if job.trace:
+        trace = job.trace.resolve()
+        png = trace.with_suffix(".png")
+        say(f"trace   {trace}")
+        say(
+            f"tree    {shlex.join(['python', '-m', 'runtime.bench.tree', str(trace), '-o', str(png)])}"
+        )
+
+
+@contextlib.contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into ``Terminated`` for a while; only the main thread may ask."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def say(text: str) -> None:
+    """Print on stdout whatever its encoding is."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def complain(kind: str, message: object) -> None:
+    """One line on stderr."""
+    print(f"{kind}: {' '.join(str(message).split()) or type(message).__name__}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
