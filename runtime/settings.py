@@ -107,9 +107,8 @@ class MemorySettings:
                 f"memory.max_sink_frames: want at least sink_frames ({self.sink_frames}), got {self.max_sink_frames}"
             )
         for name in ("quality_threshold", "transition_threshold"):
-            if math.isnan(
-                getattr(self, name)
-            ):  # a gate that compares with NaN is silently always shut or open
+            # A gate that compares with NaN would be always shut or always open, without a word.
+            if math.isnan(getattr(self, name)):
                 raise ValueError(f"memory.{name}: want a number, got nan")
         if not 0.0 <= self.ema_alpha <= 1.0:
             raise ValueError(f"memory.ema_alpha: want a value in [0, 1], got {self.ema_alpha}")

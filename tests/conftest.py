@@ -10,6 +10,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(min(4, os.cpu_count() or 1))
+# torch notes once, here and not under the fixture below, which functions a device context redirects.
+with torch.device("meta"):
+    torch.empty(0)
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings
 

@@ -30,6 +30,11 @@ class TextConfig:
     num_layers: int = 24
     num_heads: int = 64
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"text.{name}: want a whole number of at least 1, got {value!r}")
+
 
 def word_tokeniser(words: Sequence[str]) -> Tokenizer:
     """A tokeniser of whole words, lower-cased, punctuation dropped, closed with the end token like UMT5's."""
@@ -68,9 +73,13 @@ class TextEncoder:
 
     @staticmethod
     def read_tokeniser(path: Path) -> Tokenizer:
+        """The tokeniser in ``path``. ValueError when there is none or the file is not a tokeniser's."""
         if not path.is_file():
             raise ValueError(f"tokeniser: no such file: {path}")
-        return Tokenizer.from_file(str(path))
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{path}: not a tokeniser file ({error})") from None
 
     def unknown_words(self, prompt: str) -> list[str]:
         """The words of ``prompt`` that the tokeniser replaces by its unknown token, in order, without repeats."""

@@ -14,6 +14,7 @@ from torch import nn
 
 LISTED = 4  # names quoted in an error
 MAX_CONFIG_BYTES = 1 << 20
+DTYPES = ("F64", "F32", "F16", "BF16")  # as a file's header calls them
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: want a JSON object, got {type(config).__name__}")
@@ -40,8 +41,9 @@ def load_weights_(
 ) -> None:
     """Fill ``module`` (built on the meta device or not) from a safetensors file, in the file's dtype.
 
-    The header is compared first: every missing, unexpected or mis-shaped key is a ValueError that names the file and the
-    keys before a tensor is read. ``shared`` maps names of the module to the name its one tensor has in the file.
+    The header is compared first: every missing, unexpected or mis-shaped key and every dtype that is not a float's is a
+    ValueError that names the file and the keys before a tensor is read. ``shared`` maps names of the module to the name
+    its one tensor has in the file.
     """
     wanted = {
         name: tuple(value.shape)
@@ -52,6 +54,7 @@ def load_weights_(
         with safe_open(path, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
             compare_keys(path, wanted, shapes)
+            compare_dtypes(path, {name: file.get_slice(name).get_dtype() for name in wanted})
             tensors = {name: file.get_tensor(name) for name in wanted}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
@@ -75,7 +78,7 @@ def compare_keys(path: Path, wanted: Mapping[str, tuple], got: Mapping[str, tupl
     extra = sorted(got.keys() - wanted.keys())
     shaped = [
         f"{k} (want {list(wanted[k])}, got {list(got[k])})"
-        for k in wanted.keys() & got.keys()
+        for k in sorted(wanted.keys() & got.keys())
         if wanted[k] != got[k]
     ]
     problems = [
@@ -85,6 +88,13 @@ def compare_keys(path: Path, wanted: Mapping[str, tuple], got: Mapping[str, tupl
     ]
     if problems:
         raise ValueError(f"{path}: this is not a checkpoint of this model: {'; '.join(problems)}")
+
+
+def compare_dtypes(path: Path, got: Mapping[str, str]) -> None:
+    """ValueError that names the first keys whose dtype is none of ``DTYPES``."""
+    foreign = sorted(f"{name} ({dtype})" for name, dtype in got.items() if dtype not in DTYPES)
+    if foreign:
+        raise ValueError(f"{path}: want weights of {', '.join(DTYPES)}, got {quote(foreign)}")
 
 
 def quote(keys: list[str]) -> str:

@@ -1,0 +1,161 @@
+"""The denoiser against diffusers' independent implementation, with one set of random weights."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from runtime.generators.wan import DiTConfig, WanDiT
+from runtime.generators.wan_layers import dense_attention, rope_split
+from tests.tiny import generator_of, scrambled
+
+diffusers = pytest.importorskip("diffusers")
+
+NAMES = {  # ours -> theirs, first match wins
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+    ".modulation": ".scale_shift_table",
+    "self_attn.": "attn1.",
+    "cross_attn.": "attn2.",
+    ".q.": ".to_q.",
+    ".k.": ".to_k.",
+    ".v.": ".to_v.",
+    ".o.": ".to_out.0.",
+    "norm3": "norm2",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+}
+CONFIGS = {
+    "as-wan": DiTConfig(
+        dim=48, heads=4, layers=2, ffn_dim=40, freq_dim=16, text_dim=10, text_len=6, channels=4
+    ),
+    "odd-split": DiTConfig(  # 8 rotary pairs: 4 for time, 2 and 2 for rows and columns
+        dim=32, heads=2, layers=1, ffn_dim=64, freq_dim=32, text_dim=7, text_len=3, channels=3
+    ),
+}
+
+
+def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def theirs(name: str) -> str:
+        for old, new in NAMES.items():
+            name = name.replace(old, new)
+        return name
+
+    return {theirs(name): value for name, value in state.items()}
+
+
+@pytest.fixture(params=CONFIGS)
+def ours(request: pytest.FixtureRequest) -> WanDiT:
+    torch.manual_seed(0)
+    return scrambled(WanDiT(CONFIGS[request.param]))
+
+
+@pytest.fixture
+def theirs(ours: WanDiT) -> torch.nn.Module:
+    c = ours.config
+    model = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=c.heads,
+        attention_head_dim=c.head_dim,
+        in_channels=c.channels,
+        out_channels=c.channels,
+        text_dim=c.text_dim,
+        freq_dim=c.freq_dim,
+        ffn_dim=c.ffn_dim,
+        num_layers=c.layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        eps=1e-6,
+    ).eval()
+    model.load_state_dict(renamed(ours.state_dict()))
+    return model
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=generator_of(seed))
+
+
+@pytest.mark.parametrize("timestep", [0.0, 8.0, 625.0, 1000.0])
+@pytest.mark.parametrize("size", [(2, 2), (6, 4)], ids=str)
+@torch.no_grad()
+def test_one_chunk_without_a_context_matches_diffusers(ours, theirs, size, timestep):
+    """Two different rows, all frames at one timestep; a prompt shorter than the text is padded with zeros by both."""
+    c = ours.config
+    x = normal(2, 3, c.channels, *size, seed=1)
+    prompt = normal(2, c.text_len - 1, c.text_dim, seed=2)
+    rope = ours.rope(torch.tensor([[0, 1, 2]]), *size)
+    times = torch.full((2, 3), timestep, dtype=torch.float64)
+    got = ours(
+        x, times, ours.text_context(prompt), rope, lambda layer, q, k, v: dense_attention(q, k, v)
+    )
+    rows = torch.cat([prompt, torch.zeros(2, 1, c.text_dim)], dim=1)
+    want = theirs(x.transpose(1, 2), torch.full((2,), timestep), rows).sample.transpose(1, 2)
+    assert got.shape == want.shape and want.abs().max() > 0.1
+    assert (got - want).abs().max() < 1e-5 * max(1.0, want.abs().max())
+
+
+@torch.no_grad()
+def test_five_frames_at_once_match_diffusers(ours, theirs):
+    c = ours.config
+    x, prompt = normal(1, 5, c.channels, 4, 6, seed=1), normal(1, c.text_len, c.text_dim, seed=2)
+    times = torch.full((1, 5), 16.0, dtype=torch.float64)
+    rope = ours.rope(torch.arange(5)[None], 4, 6)
+    got = ours(
+        x, times, ours.text_context(prompt), rope, lambda layer, q, k, v: dense_attention(q, k, v)
+    )
+    want = theirs(x.transpose(1, 2), torch.tensor([16.0]), prompt).sample.transpose(1, 2)
+    assert (got - want).abs().max() < 1e-5 * max(1.0, want.abs().max())
+
+
+def test_every_key_has_its_counterpart_and_published_sizes_agree():
+    with torch.device("meta"):
+        assert torch.nn.Linear(1, 1).weight.is_meta  # or what follows would take gigabytes
+        mine = WanDiT(DiTConfig())
+        other = diffusers.WanTransformer3DModel(
+            num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30
+        )
+    want = {name: value.shape for name, value in other.state_dict().items()}
+    assert {name: value.shape for name, value in renamed(mine.state_dict()).items()} == want
+    assert sum(weight.numel() for weight in mine.parameters()) == 1_418_996_800
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "pairs"), [(128, (22, 21, 21)), (12, (2, 2, 2)), (16, (4, 2, 2))]
+)
+def test_rotary_pairs_split_as_published(head_dim, pairs):
+    assert rope_split(head_dim) == pairs
+
+
+@torch.no_grad()
+def test_frames_may_carry_timesteps_of_their_own(ours):
+    """A frame's output depends on its own timestep; the others' reaches it through attention only."""
+    c = ours.config
+    x, prompt = normal(1, 3, c.channels, 2, 2, seed=1), normal(1, c.text_len, c.text_dim, seed=2)
+    text, rope = ours.text_context(prompt), ours.rope(torch.tensor([[0, 1, 2]]), 2, 2)
+
+    def alone(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return v  # every token sees itself only
+
+    flat = ours(x, torch.tensor([[625.0, 625.0, 625.0]]), text, rope, alone)
+    mixed = ours(x, torch.tensor([[625.0, 0.0, 625.0]]), text, rope, alone)
+    assert (flat - mixed)[:, [0, 2]].abs().max() < 1e-6
+    assert (flat - mixed)[:, 1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"dim": 50, "heads": 4}, r"dim: want a multiple of 2 \* heads \(8\), got 50"),
+        ({"dim": 36, "heads": 4}, r"dim: want a multiple of 2 \* heads \(8\), got 36"),
+        ({"dim": 16, "heads": 4}, r"head dim: want at least 6 .* got 4"),
+        ({"freq_dim": 15}, "freq_dim: want an even number, got 15"),
+    ],
+    ids=str,
+)
+def test_sizes_that_do_not_fit_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        DiTConfig(**sizes)

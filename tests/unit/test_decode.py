@@ -1,0 +1,142 @@
+"""Streamed decoding shows the rewards what the viewer will see; cold decoding shows them what the released code did."""
+
+import pytest
+import torch
+
+from runtime.decode import Decoding
+from runtime.types import Branch, Trajectory
+from tests.tiny import CHANNELS, SIDE, Echo, generator_of, tiny_vae
+
+CHUNKS, ROWS = 5, 3
+
+
+def latents(rows: int = ROWS, chunks: int = CHUNKS) -> torch.Tensor:
+    """[chunks, B, F, C, h, w]"""
+    return torch.randn(chunks, rows, 3, CHANNELS, SIDE, SIDE, generator=generator_of(0))
+
+
+def grown(decoding: Decoding, table: torch.Tensor) -> list[Trajectory]:
+    """One history per row, all chunks of the table shown."""
+    pool = [Trajectory()] * table.shape[1]
+    for chunk in table:
+        branches = branched(pool)
+        newest = decoding.newest(branches, chunk)
+        frames, states = decoding.shown(branches, chunk, newest, range(len(pool)))
+        past = decoding.window_chunks - 1
+        pool = [
+            Trajectory(
+                decoder=state,
+                latents=(*parent.latents, row)[-past:],
+                frames=(*parent.frames, shown)[-past:],
+            )
+            for parent, row, shown, state in zip(pool, chunk, frames, states, strict=True)
+        ]
+    return pool
+
+
+def branched(pool: list[Trajectory]) -> list[Branch]:
+    return [Branch(parent, rank, 0, rank, 0) for rank, parent in enumerate(pool)]
+
+
+@pytest.fixture(params=["vae", "echo"])
+def decoder(request: pytest.FixtureRequest):
+    return tiny_vae() if request.param == "vae" else Echo()
+
+
+@pytest.fixture
+def table() -> torch.Tensor:
+    return latents()
+
+
+def whole(decoder, table: torch.Tensor, row: int) -> list[torch.Tensor]:
+    """Frames of each chunk of one row, decoded by itself from the start."""
+    shown, state = [], None
+    for chunk in table[:, row : row + 1]:
+        frames, state = decoder.decode(chunk, state)
+        shown.append(frames[0])
+    return shown
+
+
+@pytest.mark.parametrize("batch_rows", [0, 1, 2])
+def test_streamed_frames_are_the_frames_of_the_video(decoder, table, batch_rows):
+    decoding = Decoding(decoder, 3, cold=False, batch_rows=batch_rows)
+    branches = branched(grown(decoding, table[:-1]))
+    newest = decoding.newest(branches, table[-1])
+    window = decoding.window(branches, table[-1], newest)
+    for row in range(ROWS):
+        want = whole(decoder, table, row)
+        assert torch.allclose(newest.frames[row], want[-1], atol=1e-6)
+        assert torch.allclose(window[row], torch.cat(want[-3:]), atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_rows", [0, 1, 2])
+def test_cold_frames_begin_from_an_empty_state(decoder, table, batch_rows):
+    decoding = Decoding(decoder, 3, cold=True, batch_rows=batch_rows)
+    branches = branched(grown(decoding, table[:-1]))
+    newest = decoding.newest(branches, table[-1])
+    window = decoding.window(branches, table[-1], newest)
+    for row in range(ROWS):
+        assert torch.allclose(newest.frames[row], whole(decoder, table[-1:], row)[0], atol=1e-6)
+        assert torch.allclose(window[row], torch.cat(whole(decoder, table[-3:], row)), atol=1e-6)
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_what_is_shown_does_not_depend_on_what_the_rewards_saw(decoder, table, cold):
+    decoding = Decoding(decoder, 3, cold=cold)
+    branches = branched(grown(decoding, table[:-1]))
+    newest = decoding.newest(branches, table[-1])
+    frames, states = decoding.shown(branches, table[-1], newest, [2, 0])
+    for row, got in zip([2, 0], frames, strict=True):
+        assert torch.allclose(got, whole(decoder, table, row)[-1], atol=1e-6)
+    assert len(states) == 2
+
+
+def test_an_image_reward_sees_12_frames_of_a_chunk_in_the_paper_and_9_when_released(table):
+    for cold, first, later in ((False, 9, 12), (True, 9, 9)):
+        decoding = Decoding(tiny_vae(), 3, cold=cold)
+        assert decoding.newest(branched([Trajectory()] * ROWS), table[0]).frames.shape[1] == first
+        branches = branched(grown(decoding, table[:1]))
+        newest = decoding.newest(branches, table[1])
+        assert newest.frames.shape[1] == later
+        assert decoding.window(branches, table[1], newest).shape[1] == 21
+
+
+def test_a_cold_window_is_the_video_while_it_begins_with_it(table):
+    """Bit for bit up to the window's length, and not after."""
+    vae = tiny_vae()
+    for chunks, same in ((3, True), (4, False)):
+        cold, warm = (
+            decoding.window(
+                branches, table[chunks - 1], decoding.newest(branches, table[chunks - 1])
+            )
+            for decoding in (Decoding(vae, 3, cold=kind) for kind in (True, False))
+            for branches in [branched(grown(decoding, table[: chunks - 1]))]
+        )
+        if same:
+            assert torch.equal(cold, warm)
+        else:
+            assert cold.shape[1] == warm.shape[1] - 3  # its first latent is one frame again
+            assert (cold[:, -9:] - warm[:, -9:]).abs().max() > 1e-6
+
+
+def test_a_window_of_one_chunk_is_the_newest(decoder, table):
+    decoding = Decoding(decoder, 1, cold=False)
+    branches = branched([Trajectory()] * ROWS)
+    newest = decoding.newest(branches, table[0])
+    assert torch.equal(decoding.window(branches, table[0], newest), newest.frames)
+    cold = Decoding(decoder, 1, cold=True)
+    window = cold.window(branches, table[0], cold.newest(branches, table[0]))
+    assert torch.equal(window, newest.frames)
+
+
+def test_siblings_stream_on_from_one_untouched_state(decoder, table):
+    decoding = Decoding(decoder, 3, cold=False)
+    (parent, *_) = grown(decoding, table[:2])
+    siblings = branched([parent, parent, parent])
+    together = decoding.newest(siblings, table[2]).frames
+    for row in range(ROWS):
+        alone = decoding.newest(siblings[:1], table[2, row : row + 1]).frames[0]
+        assert torch.allclose(together[row], alone, atol=1e-6)
+    (_, state), _ = decoding.shown(siblings, table[2], decoding.newest(siblings, table[2]), [0, 1])
+    again = decoding.newest(siblings, table[2]).frames
+    assert torch.equal(again, together)
