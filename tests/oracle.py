@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -90,9 +91,9 @@ class Drawn:
     seed: int
     noise: Tensor
     x0: Tensor
-    short: float = 0.0
-    long: float = 0.0
-    score: float = 0.0
+    short: float = math.nan  # until it is judged
+    long: float = math.nan
+    score: float = math.nan
     route: str = "discard"
 
 
@@ -267,7 +268,7 @@ class Step:
 
     candidates: list[Drawn]
     kept: list[int]
-    pool: list[History]  # before anything too old to reconsider is settled
+    pool: list[History]  # once what is too old to reconsider has been decided
 
 
 @torch.no_grad()
@@ -284,10 +285,11 @@ def search(world: World, rules: Rules) -> tuple[list[Step], History]:
         if rules.competes:
             kept = sorted(kept, key=lambda row: (-drawn[row].score, row))[: rules.K]
         pool = [grow(world, rules, pool[drawn[row].rank], drawn[row], n, row) for row in kept]
-        steps.append(Step(drawn, kept, copy.deepcopy(pool)))
         if rules.competes:
             old = max(n + 1 - rules.horizon, 0)
-            pool = [history for history in pool if history.names[:old] == pool[0].names[:old]]
+            agree = [history.names[:old] == pool[0].names[:old] for history in pool]
+            pool, kept = (list(compress(values, agree)) for values in (pool, kept))
+        steps.append(Step(drawn, kept, copy.deepcopy(pool)))
     rated = rules.competes or (rules.policy == "best-of-n" and rules.start > 1)
     if not rated:
         return steps, pool[0]

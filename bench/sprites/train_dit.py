@@ -42,7 +42,7 @@ HISTORY_NOISE = 0.2  # largest noise on the clean history
 ON_STEP = 0.8  # share of noise levels drawn from the steps that inference runs
 FAR = 0.35  # share of rows whose sink lies far back in time
 FAR_CHUNKS = 40
-OPENING_AFTER, OPENING_ROWS, OPENING_WEIGHT = 1300, 6, 0.5
+OPENING_AFTER, OPENING_ROWS, OPENING_WEIGHT = 1500, 6, 0.5
 OWN_AFTER = 1500  # step from which the history is sometimes the model's own
 OWN_HISTORY = 0.5  # share of those steps
 
@@ -217,8 +217,8 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("out/train/corpus"))
     parser.add_argument("--vae", type=Path, default=Path("out/train/vae.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("out/train"))
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()

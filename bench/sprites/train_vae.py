@@ -122,7 +122,7 @@ def train(out: Path, steps: int, batch: int, rate: float, device: torch.device) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/train"))
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--device", default="auto")

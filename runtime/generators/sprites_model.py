@@ -57,7 +57,8 @@ def _build(folder: Path, name: str, build: Callable[[dict[str, Any]], Built]) ->
         key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
     }
     try:
-        return build(sizes)
+        with torch.device("meta"):  # shapes only: no memory before the file has been compared
+            return build(sizes)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{path}: not the sizes of this model ({error})") from error
 

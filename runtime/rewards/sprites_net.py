@@ -75,7 +75,7 @@ def agreement(logits: Tensor, ids: Sequence[int]) -> Tensor:
     """Mean degree in [0, 1] over the words ``ids`` of a caption: logits [B, W] -> [B]; 0.5 where no word is known."""
     if not ids:
         return logits.new_full((len(logits),), 0.5)
-    return sum(logits[:, i].sigmoid() for i in ids) / len(ids)
+    return logits[:, list(ids)].sigmoid().mean(1)
 
 
 @lru_cache(maxsize=256)

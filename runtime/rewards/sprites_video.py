@@ -55,6 +55,8 @@ class ClipReading(NamedTuple):
 class Places(nn.Module):
     """Where the K heads look, as mean angles on the torus, weighted by a positive map."""
 
+    waves: Tensor  # [2, CELLS], cosine and sine of each cell's place
+
     def __init__(self) -> None:
         super().__init__()
         self.weigh = nn.Conv2d(NARROW, HEADS, 1)
