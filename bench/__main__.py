@@ -36,7 +36,8 @@ def main() -> int:
     baselines = {}
     if args.against:
         released = settings.with_changes({"run.schedule": args.against})
-        baselines[args.against] = time_videos(released, prompts, args.warmups)
+        again = prompts[: args.baseline_repeats]
+        baselines[args.against] = time_videos(released, again, args.warmups)
     result = _result(settings, timing, baselines)
     _print(result, settings)
     if args.json:
@@ -55,7 +56,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--repeats", type=int, default=3, help="videos timed per schedule")
-    parser.add_argument("--warmups", type=int, default=1, help="videos run before timing")
+    parser.add_argument("--baseline-repeats", type=int, default=1, help="videos timed per baseline")
+    parser.add_argument("--warmups", type=int, default=1, help="2 s videos run before timing")
     parser.add_argument("--schedule", choices=("survivors", "released"), default="survivors")
     parser.add_argument(
         "--against",
@@ -68,8 +70,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="write the result here")
     args = parser.parse_args()
-    if args.repeats < 1 or args.warmups < 0:
-        parser.error("--repeats: want at least 1, --warmups at least 0")
+    if min(args.repeats, args.baseline_repeats) < 1 or args.warmups < 0:
+        parser.error("--repeats and --baseline-repeats: want at least 1, --warmups at least 0")
     args.against = None if args.against in ("none", args.schedule) else args.against
     return args
 

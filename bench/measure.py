@@ -22,6 +22,8 @@ from runtime.telemetry import STAGES
 from runtime.types import ChunkRecord
 from runtime.video import VideoWriter
 
+WARMUP_SECONDS = 2.0
+
 
 @dataclass
 class Timing:
@@ -59,12 +61,15 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def time_videos(settings: Settings, prompts: Sequence[str], warmups: int = 1) -> Timing:
-    """Generate every prompt and write it to a temporary MP4, after ``warmups`` videos that are not counted."""
+    """Generate every prompt and write it to a temporary MP4, after ``warmups`` short videos that are not counted."""
     engine, timing = Engine(settings), Timing()
+    short = Engine(settings.with_changes({"seconds": min(WARMUP_SECONDS, settings.seconds)}))
     with tempfile.TemporaryDirectory() as folder:
-        for number, prompt in enumerate([*prompts[:1] * warmups, *prompts]):
-            path = Path(folder) / "video.mp4"
-            _time_video(engine, prompt, path, timing if number >= warmups else Timing())
+        path = Path(folder) / "video.mp4"
+        for _ in range(warmups):
+            _time_video(short, prompts[0], path, Timing())
+        for prompt in prompts:
+            _time_video(engine, prompt, path, timing)
     return timing
 
 
