@@ -17,6 +17,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.arguments import Job, build_jobs, build_settings, check_files, parse
@@ -197,9 +198,14 @@ def report(job: Job, settings: Settings, sinks: Sinks, seconds: float) -> None:
         trace = job.trace.resolve()
         png = trace.with_suffix(".png")
         say(f"trace   {trace}")
-        say(
-            f"tree    {shlex.join(['python', '-m', 'runtime.bench.tree', str(trace), '-o', str(png)])}"
-        )
+        draw = [this_python(), "-m", "runtime.bench.tree", str(trace), "-o", str(png)]
+        say(f"tree    {shlex.join(draw)}")
+
+
+def this_python() -> str:
+    """How to call the running Python from here: by its path when it lies below this folder, else by its usual name."""
+    path, here = Path(sys.executable), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else "python"
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from runtime.bench.measure import environment
 from runtime.bench.sprites.checker import Verdict, check_clip
 from runtime.bench.sprites.world import Caption, held_out_captions
 from runtime.engine import Engine
@@ -99,7 +100,9 @@ def main() -> None:
             "seconds": args.seconds,
             "seed": args.seed,
         }
-        args.json.write_text(json.dumps(facts | result.table(), indent=1) + "\n")
+        place = environment(engine.settings, engine.implementations)
+        rows = facts | result.table() | {"environment": place}
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

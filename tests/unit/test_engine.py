@@ -105,6 +105,19 @@ def test_references_add_up_after_every_chunk(schedule, apart_too):
     engine.pool.check([])
 
 
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_survivor_keeps_no_loser_in_memory(fidelity, rows):
+    """A row of a batch kept as a view would keep the whole batch."""
+    changes = {"fidelity": fidelity, "run.batch_rows": rows}
+    records, _ = stream(tiny_engine(3, changes, decoder=tiny_vae()))
+    for survivor in records[-1].survivors:
+        chunks = [x for chunk in survivor.unsettled for x in (chunk.latents, chunk.frames)]
+        kept = [survivor.noise, *survivor.latents, *survivor.frames, *survivor.decoder.caches]
+        for tensor in chunks + kept:
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 # The same seed gives the same video.
 
 

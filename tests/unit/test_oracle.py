@@ -50,6 +50,8 @@ NAMED = {
     "always-append": Rules(N=12, quality=-9.0, transition=-9.0, Smax=9),
     "apart": Rules(N=12, K=3, M=1, transition=0.0),  # lineages that never meet, sinks of their own
     "apart-released": Rules(N=12, K=3, M=1, transition=0.0, quality=-0.1, released=True, beta=0.5),
+    "short-window": Rules(N=10, W=3, transition=0.0),
+    "short-window-released": Rules(N=10, W=3, transition=0.0, released=True),
     "one-chunk": Rules(N=1),
     "one-chunk-released": Rules(N=1, released=True),
     "four-passes": Rules(N=7, quality=-0.3, transition=0.0),
