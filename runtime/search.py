@@ -135,11 +135,11 @@ def _expand(
 
 def build_policy(settings: SearchSettings, released: bool, sinking: bool) -> SearchPolicy:
     """The policy that ``settings`` name, with its ablation switches."""
-    if settings.policy == "single":
-        return Independent(settings, 1, released)
+    if settings.policy == "single":  # plain streaming draws fresh noise in every fidelity
+        return Independent(settings, 1, released=False)
     if settings.policy == "best-of-n":
         count = settings.histories * settings.expansions
-        return Independent(settings, count, released, rates=count > 1)
+        return Independent(settings, count, released=False, rates=count > 1)
     if settings.policy == "beam":
         return Pruned(settings, released, propagates=False, sinks=False)
     if not settings.pruning:  # rewards still route the memory, but choose nothing

@@ -148,7 +148,7 @@ class RewardSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """How the work is laid out; none of these changes what is computed beyond rounding."""
+    """How the work is laid out. Only ``schedule="released"`` changes what the rewards see: cold decodes, in either fidelity."""
 
     generator: str = "sprites"
     device: str = "cpu"

@@ -233,8 +233,9 @@ def seeds(rules: Rules, pool: list[History], n: int) -> list[tuple[int, int]]:
     if n == 0:
         return [(0, rules.seed + i) for i in range(rules.start)]
     each = rules.M if rules.competes else 1
+    repeats = rules.released and rules.policy not in ("single", "best-of-n")
     return [
-        (b, history.seed if rules.released and i == 0 else rules.seed + 1000 * n + 100 * b + i)
+        (b, history.seed if repeats and i == 0 else rules.seed + 1000 * n + 100 * b + i)
         for b, history in enumerate(pool)
         for i in range(each)
     ]

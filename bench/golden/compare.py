@@ -13,7 +13,7 @@ from runtime.settings import CHUNK_FRAMES
 from runtime.types import Slot
 
 KV_TOLERANCE = 2e-5  # keys and values are recorded as float32
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-10}
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
 
 
 @dataclass
