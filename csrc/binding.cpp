@@ -85,6 +85,11 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("OPENMP") = false;
 #endif
+#ifdef STREAMT1_WITH_CUDA
+  m.attr("CUDA") = true;
+#else
+  m.attr("CUDA") = false;
+#endif
   m.def("philox4x32_10", &streamt1::philox4x32_10, py::arg("counter"), py::arg("key"));
   m.def("philox_normal", &philox_normal, py::arg("out"), py::arg("elements"), py::arg("key"),
         py::arg("counter"), py::arg("threads"));

@@ -22,7 +22,8 @@ Raises   ValueError for a wrong shape, dtype or layout, an odd size for YUV, or 
 import torch
 from torch import Tensor
 
-from runtime.kernels.native import extension, implementation
+from runtime.kernels.dispatch import implementation
+from runtime.kernels.native import extension
 
 __all__ = [
     "implementation",

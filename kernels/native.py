@@ -1,19 +1,11 @@
-"""Finds the C++ extension ``runtime._C`` and decides which implementation of a CPU kernel runs.
-
-Every kernel with a C++ side takes ``impl``: ``"native"`` is the extension, ``"torch"`` the reference,
-and ``"auto"`` means native for CPU tensors if the extension is built, else torch. A name is never
-replaced by another in silence: asking for ``"native"`` without the extension raises.
-"""
+"""Finds the C++ extension ``runtime._C``, and says why when there is none."""
 
 import functools
 import importlib
 import logging
 from types import ModuleType
 
-import torch
-
 INTERFACE = 1  # what these Python files call; csrc/binding.cpp has the same number
-IMPLEMENTATIONS = ("auto", "native", "torch")
 BUILD = "build it with `pip install -e .` or `cmake -S . -B build && cmake --build build`"
 
 log = logging.getLogger(__name__)
@@ -38,25 +30,9 @@ def find() -> tuple[ModuleType | None, str]:
     return module, ""
 
 
-def extension() -> ModuleType:
-    """Return ``runtime._C``, or raise RuntimeError that says why it is missing and how to build it."""
+def extension(impl: str = "native") -> ModuleType:
+    """Return ``runtime._C``, or raise RuntimeError that says why ``impl`` cannot have it and how to build it."""
     module, reason = find()
     if module is None:
-        raise RuntimeError(f"impl='native': runtime._C {reason}; {BUILD}, or use impl='torch'")
+        raise RuntimeError(f"impl={impl!r}: runtime._C {reason}; {BUILD}, or use impl='torch'")
     return module
-
-
-def implementation(impl: str = "auto", device: torch.device | str = "cpu") -> str:
-    """Return the name of what runs when ``impl`` is asked for: ``"native"`` or ``"torch"``."""
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl: want one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    on_cpu = torch.device(device).type == "cpu"
-    if impl == "auto":
-        return "native" if on_cpu and find()[0] is not None else "torch"
-    if impl == "native":
-        if not on_cpu:
-            raise ValueError(
-                f"impl='native' runs on the CPU, got device {device}; use impl='torch'"
-            )
-        extension()
-    return impl

@@ -30,7 +30,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from runtime.kernels.native import extension, implementation
+from runtime.kernels.dispatch import implementation
+from runtime.kernels.native import extension
 
 __all__ = ["STREAM", "implementation", "normal", "normal_reference", "philox_words_reference"]
 

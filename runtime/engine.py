@@ -16,7 +16,7 @@ from runtime.denoise import Denoiser
 from runtime.emit import Emitter
 from runtime.generators import Generator, load_generator
 from runtime.generators.wan import TextContext
-from runtime.kernels.native import implementation
+from runtime.kernels.dispatch import implementation
 from runtime.memory import KVPool, Lease, MemoryKeeper, pool_blocks
 from runtime.plan import plan_chunk
 from runtime.rewards import load_reward
