@@ -4,22 +4,22 @@ Kernel files write ``from runtime.kernels.triton_lang import jit, tl, triton``. 
 are never called: ``dispatch.implementation`` refuses ``impl="triton"`` first.
 """
 
-import importlib.util
 from typing import Any
 
-AVAILABLE = importlib.util.find_spec("triton") is not None
 INTERPRETED = False  # kernels run on the host, on CPU tensors: TRITON_INTERPRET=1
 triton: Any
 tl: Any
 jit: Any
 
-if AVAILABLE:
+try:
     import triton
     import triton.language as tl
 
-    jit = triton.jit
+    AVAILABLE = True
     INTERPRETED = bool(triton.knobs.runtime.interpret)
-else:
+    jit = triton.jit
+except ModuleNotFoundError:
+    AVAILABLE = False
 
     class _Names:
         """Stands where a kernel's signature names a type."""

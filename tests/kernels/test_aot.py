@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from runtime.bench.aot import Report, judge, line  # noqa: E402
+from runtime.bench.aot import Report, judge, line
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = Report("k", "k bf16", 90, 168, 0, 0, 98_304, 16, 8, True)
