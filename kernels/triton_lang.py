@@ -4,33 +4,32 @@ Kernel files write ``from runtime.kernels.triton_lang import jit, tl, triton``. 
 are never called: ``dispatch.implementation`` refuses ``impl="triton"`` first.
 """
 
+from importlib import import_module
 from typing import Any
 
+
+class _Names:
+    """Stands where a kernel's signature names a type."""
+
+    constexpr = object
+
+
+def _as_it_is(function: Any) -> Any:
+    return function
+
+
+triton: Any = None
+tl: Any = _Names()
+jit: Any = _as_it_is
 INTERPRETED = False  # kernels run on the host, on CPU tensors: TRITON_INTERPRET=1
-triton: Any
-tl: Any
-jit: Any
-
 try:
-    import triton
-    import triton.language as tl
-
-    AVAILABLE = True
-    INTERPRETED = bool(triton.knobs.runtime.interpret)
+    triton = import_module("triton")
+    tl = import_module("triton.language")
     jit = triton.jit
-except ModuleNotFoundError:
-    AVAILABLE = False
-
-    class _Names:
-        """Stands where a kernel's signature names a type."""
-
-        constexpr = object
-
-    triton, tl = None, _Names()
-
-    def jit(function: Any) -> Any:
-        """The function as it is."""
-        return function
-
+    INTERPRETED = bool(triton.knobs.runtime.interpret)
+except ModuleNotFoundError as error:
+    if error.name != "triton":
+        raise
+AVAILABLE = triton is not None
 
 __all__ = ["AVAILABLE", "INTERPRETED", "jit", "tl", "triton"]
