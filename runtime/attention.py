@@ -116,7 +116,7 @@ class BlockAttention:
             self.integers = torch.zeros_like(host, device=self.kv.device)
             self.turns = torch.zeros(2 * rows * columns * pairs, device=self.kv.device)
         on_device = self.integers[: host.numel()]
-        on_device.copy_(host.pin_memory() if self.kv.is_cuda else host, non_blocking=True)
+        on_device.copy_(_pinned(host, self.kv), non_blocking=True)
         blocks, moved = on_device[: 2 * rows * columns].view(2, rows, columns)
         turn = None
         if any(map(any, plan.shifts)):
@@ -139,6 +139,11 @@ class BlockAttention:
         keys, values = self.kv[layer], self.kv[self.layers + layer]
         context = BlockContext(keys, values, table, counts, turn)
         return window_attention(q, k, v, context, impl=self.impl)
+
+
+def _pinned(host: Tensor, kv: Tensor) -> Tensor:
+    """From pageable memory the copy to a GPU would make the host wait."""
+    return host.pin_memory() if kv.is_cuda else host
 
 
 def _padded(rows: Sequence[Sequence[int]], columns: int) -> list[int]:
@@ -242,7 +247,7 @@ class VarlenAttention(GatheredAttention):
             _gather(self.kv, plan, row, keys[:, place], values[:, place])
         queries = range(0, (plan.rows + 1) * tokens, tokens)
         bounds = torch.tensor([[*queries], ends], dtype=torch.int32)
-        q_ends, k_ends = bounds.pin_memory().to(self.kv.device, non_blocking=True)
+        q_ends, k_ends = _pinned(bounds, self.kv).to(self.kv.device, non_blocking=True)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             for row, first in enumerate(ends[:-1]):
