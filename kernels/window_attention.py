@@ -174,15 +174,15 @@ def _check(
         raise ValueError(f"q: want less than 2^31 elements a row, got {S * H * D}")
     check.shape("table", context.table, [B, "C"])
     C = context.table.shape[1]
-    rest = [
-        ("table", context.table, [B, "C"], torch.int32),
+    tables: list[tuple[str, Tensor, list[int], torch.dtype]] = [
+        ("table", context.table, [B, C], torch.int32),
         ("counts", context.counts, [B], torch.int32),
     ]
     if lse is not None:
-        rest.append(("lse", lse, [B, H, S], torch.float32))
+        tables.append(("lse", lse, [B, H, S], torch.float32))
     for name, part in zip(("cos", "sin"), context.turn or (), strict=False):
-        rest.append((name, part, [B, C, D // 2], torch.float32))
-    for name, tensor, shape, dtype in rest:
+        tables.append((name, part, [B, C, D // 2], torch.float32))
+    for name, tensor, shape, dtype in tables:
         check.shape(name, tensor, shape)
         check.dtype(name, tensor, dtype)
         check.contiguous(name, tensor)

@@ -211,7 +211,7 @@ def builds() -> Iterator[Build]:
             half = row["shape"]["width"] == "half"
             for dtype in (torch.bfloat16, torch.float16) if half else (torch.float32,):
                 yield _build(row["shape"], row["config"], dtype, archs)
-    wide = {"form": "descriptors", "head_dim": 128}
+    wide: dict[str, int | str] = {"form": "descriptors", "head_dim": 128}
     for config in SPACE:
         if config["SPECIALISE"]:
             yield _build(wide, config, torch.bfloat16, (90,))
@@ -244,7 +244,7 @@ def _build(
         signature |= {
             "cos": pointer(torch.float32),
             "sin": pointer(torch.float32),
-            "block_step": "i64",
+            "block_step": "i32",
         }
     aligned = frozenset(
         name for name, kind in signature.items() if kind[0] == "*" or name == "block_step"

@@ -17,7 +17,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, groupby
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -234,7 +234,8 @@ class VarlenAttention(GatheredAttention):
         except ImportError as error:
             raise RuntimeError("run.attention='varlen': needs torch 2.10 or later") from error
         known = inspect.signature(varlen_attn).parameters
-        self.call = partial(varlen_attn, **({"num_splits": 1} if "num_splits" in known else {}))
+        options = {"num_splits": 1} if "num_splits" in known else {}
+        self.call: Callable[..., Tensor] = partial(cast(Any, varlen_attn), **options)
         _check_numbers(name, self._one_row, kv)
 
     def context(self, plan: ChunkPlan) -> Attend:
