@@ -32,6 +32,7 @@ FLAGS = {  # option -> the setting it changes, what its value is called, what it
     "seed": ("search.seed", "N", "of every random number (default: 42)"),
     "fidelity": ("fidelity", "NAME", "paper, or released for what its code does (default: paper)"),
     "schedule": ("run.schedule", "NAME", "survivors, or released for its order of work"),
+    "attention": ("run.attention", "NAME", "auto, sdpa, triton, varlen, fa2, fa3, fa4, reference"),
     "rope": ("memory.rope", "NAME", "absolute, or relative for videos beyond a minute"),
 }
 SWITCHES = {  # option that turns its setting off

@@ -102,7 +102,9 @@ class Engine:
         self.pool = KVPool(self._blocks(), generator.block_shape, generator.dtype, generator.device)
         memory = settings.memory if self.policy.sinks else replace(settings.memory, sinking=False)
         self.keeper = MemoryKeeper(memory, self.pool, settings.released)
-        self.denoiser = Denoiser(generator.dit, self.pool, generator.schedule, rows)
+        self.denoiser = Denoiser(
+            generator.dit, self.pool, generator.schedule, rows, settings.run.attention
+        )
         cold = (
             settings.released or wasteful
         ) and self.policy.judges  # nobody else looks at cold frames
@@ -116,7 +118,8 @@ class Engine:
     def implementations(self) -> dict[str, str]:
         """Which implementation of each op runs."""
         small = implementation(self.settings.run.ops)
-        return {"noise": small, "frame_pack": small, "attention": "sdpa", "ema_merge": "torch"}
+        attention = self.denoiser.attention.name
+        return {"noise": small, "frame_pack": small, "attention": attention, "ema_merge": "torch"}
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of ``prompt`` that the generator's tokeniser does not know."""

@@ -20,6 +20,7 @@ POLICIES = ("single", "best-of-n", "beam", "stream-t1")
 FIDELITIES = ("paper", "released")
 SCHEDULES = ("survivors", "released")
 OPS = ("auto", "native", "triton", "torch")
+ATTENTIONS = ("auto", "sdpa", "triton", "varlen", "fa2", "fa3", "fa4", "reference")
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -157,11 +158,13 @@ class RunSettings:
     schedule: str = "survivors"  # "released": serial candidates, cold decodes, clean pass for all
     batch_rows: int = 0  # candidates per forward; 0: all at once
     ops: str = "auto"  # implementation of the kernels: auto, native (C++), triton, torch
+    attention: str = "auto"  # self attention; auto: triton on a GPU, sdpa on the CPU
 
     def __post_init__(self) -> None:
         _one_of("run.schedule", self.schedule, SCHEDULES)
         _one_of("run.dtype", self.dtype, ("float64", "float32", "bfloat16"))
         _one_of("run.ops", self.ops, OPS)
+        _one_of("run.attention", self.attention, ATTENTIONS)
         _at_least("run.batch_rows", self.batch_rows, 0)
 
 

@@ -17,6 +17,7 @@ FOLDERS = {
 
 NOUNS = {"runtime.types", "runtime.settings", "runtime.kernels"}
 SERVICES = {
+    "runtime.attention",
     "runtime.memory",
     "runtime.graph",
     "runtime.trt",

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from runtime.bench.golden.compare import Report, stored, unrotated
 from runtime.bench.golden.parts import Case, build_engine
-from runtime.denoise import PlanBuffers
 from runtime.engine import Engine
 from runtime.generators.schedule import sigma_at, to_x0
 from runtime.generators.wan_layers import rope_angles, rotate
@@ -85,9 +84,14 @@ def _compare(
     branch = Branch(Trajectory(memory=memory), 0, 0, 0, 0)
     plan = plan_chunk([branch], call["start_frame"] // CHUNK_FRAMES, engine.settings.memory)
     own: dict[int, tuple[Tensor, Tensor]] = {}
-    buffers = _Recording(engine, plan, own)
+    attend = engine.denoiser.attention.context(plan)
+
+    def recording(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        own[layer] = (k, v)
+        return attend(layer, q, k, v)
+
     x = case.inputs[call["x"]].to(dtype)
-    flow = engine.denoiser.flow(plan, x, call["timestep"], buffers, text)
+    flow = engine.denoiser.flow(plan, x, call["timestep"], recording, text)
     report.tensor(f"{tag}/flow", flow, case.golden[f"{tag}/flow"])
     x0 = to_x0(x, flow, sigma_at(call["timestep"], case.config["timestep_shift"]))
     report.tensor(f"{tag}/x0", x0, case.golden[f"{tag}/x0"])
@@ -106,15 +110,3 @@ def _compare(
         )
     appended = [slot.start_frame for slot in memory.sinks[engine.settings.memory.sink_chunks :]]
     report.decision(f"{tag} appended sinks", appended, list(after["append_sink_start_frame"]))
-
-
-class _Recording(PlanBuffers):
-    """Plan buffers that note each layer's own keys and values."""
-
-    def __init__(self, engine: Engine, plan: Any, own: dict[int, tuple[Tensor, Tensor]]) -> None:
-        super().__init__(engine.pool, plan)
-        self.own = own
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.own[layer] = (k, v)
-        return super().attend(layer, q, k, v)

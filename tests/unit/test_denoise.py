@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runtime.denoise import Denoiser, PlanBuffers
+from runtime.attention import Attend, build_attention
+from runtime.denoise import Denoiser
 from runtime.generators.schedule import Schedule
 from runtime.memory import KVPool
 from runtime.plan import plan_chunk
@@ -39,12 +40,16 @@ class Bench:
         slots = [Slot(block, start) for block, start in enumerate([*sinks, *window])]
         return Memory(tuple(slots[: len(sinks)]), tuple(slots[len(sinks) :]))
 
+    def attend(self, plan: ChunkPlan) -> Attend:
+        """With memory of its own."""
+        return build_attention("sdpa", self.pool.kv).context(plan)
+
     @torch.no_grad()
     def flow(self, sinks: list[int], window: list[int], chunk: int, rope: str) -> torch.Tensor:
         branch = Branch(Trajectory(memory=self.memory(sinks, window)), 0, 0, 0, 0)
         plan = plan_chunk([branch], chunk, MemorySettings(rope=rope))
         x = self.random(1, 3, CHANNELS, SIDE, SIDE, seed=1)
-        return self.denoiser.flow(plan, x, 625.0, PlanBuffers(self.pool, plan), self.text)
+        return self.denoiser.flow(plan, x, 625.0, self.attend(plan), self.text)
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -126,11 +131,11 @@ def test_a_pass_writes_only_its_own_place():
     """Buffers serve several passes: what one pass leaves behind must not reach the next."""
     bench = Bench()
     plan, x = ragged(bench)
-    used, before = PlanBuffers(bench.pool, plan), bench.pool.kv.clone()
+    used, before = bench.attend(plan), bench.pool.kv.clone()
     with torch.no_grad():
         bench.denoiser.flow(plan, 5 * x, 1000.0, used, bench.text)
         again = bench.denoiser.flow(plan, x, 625.0, used, bench.text)
-        fresh = bench.denoiser.flow(plan, x, 625.0, PlanBuffers(bench.pool, plan), bench.text)
+        fresh = bench.denoiser.flow(plan, x, 625.0, bench.attend(plan), bench.text)
     assert torch.equal(again, fresh)
     assert torch.equal(bench.pool.kv, before)
 
@@ -141,16 +146,14 @@ def test_the_clean_pass_stores_what_the_forward_would_make(batch_rows):
     bench = Bench(batch_rows)
     plan, x = ragged(bench)
     made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    buffers = PlanBuffers(bench.pool, plan)
+    attend = bench.attend(plan)
 
-    class Noting:
-        @staticmethod
-        def attend(layer, q, k, v):
-            made[layer] = k, v
-            return buffers.attend(layer, q, k, v)
+    def noting(layer, q, k, v):
+        made[layer] = k, v
+        return attend(layer, q, k, v)
 
     with torch.no_grad():
-        bench.denoiser.flow(plan, x, 0.0, Noting, bench.text)
+        bench.denoiser.flow(plan, x, 0.0, noting, bench.text)
     before, blocks = bench.pool.kv.clone(), [11, 7, 10, 8, 9]
     bench.denoiser.clean(plan, x, blocks, bench.text)
     assert torch.equal(bench.pool.kv[:, :7], before[:, :7])
@@ -163,7 +166,7 @@ def test_every_block_of_a_context_matters():
     bench = Bench()
     plan, x = ragged(bench)
     with torch.no_grad():
-        got = bench.denoiser.flow(plan, x, 625.0, PlanBuffers(bench.pool, plan), bench.text)
+        got = bench.denoiser.flow(plan, x, 625.0, bench.attend(plan), bench.text)
         for row, blocks in enumerate(RAGGED):
             for place in range(len(blocks)):
                 fewer, shifts = ([list(part) for part in parts] for parts in (RAGGED, plan.shifts))
@@ -171,6 +174,6 @@ def test_every_block_of_a_context_matters():
                 less = replace(
                     plan, blocks=tuple(map(tuple, fewer)), shifts=tuple(map(tuple, shifts))
                 )
-                buffers = PlanBuffers(bench.pool, less)
-                other = bench.denoiser.flow(less, x, 625.0, buffers, bench.text)
+                attend = bench.attend(less)
+                other = bench.denoiser.flow(less, x, 625.0, attend, bench.text)
                 assert difference(other[row], got[row]) > 1e-5

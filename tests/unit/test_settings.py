@@ -80,6 +80,7 @@ REFUSED = [
     ("run.schedule", "survivor", "did you mean 'survivors'"),
     ("run.dtype", "float16", "run.dtype: want one of float64, float32, bfloat16, got 'float16'"),
     ("run.ops", "cublas", "run.ops: want one of auto, native, triton, torch, got 'cublas'"),
+    ("run.attention", "sdap", "want one of auto, sdpa, triton, .* got 'sdap'; did you mean 'sdpa'"),
     ("run.batch_rows", -1, "run.batch_rows: want at least 0, got -1"),
 ]
 MISTYPED = [

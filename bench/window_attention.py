@@ -1,0 +1,127 @@
+"""Times self attention of candidates that share their parents' blocks: gathered context against blocks in place.
+
+    python -m runtime.bench.window_attention --shapes full
+
+Rows called "sdpa", "cudnn", "fa2", ... attend over a context that was gathered before the clock began; "sdpa+gather" pays
+for the gather too, as the first pass of every chunk does for each layer; "triton" never gathers. All of them write or
+read the chunk's own keys as a pass does. Two histories of C blocks each are the parents; rows take turns in having them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from runtime.attention import Attend, Attention, GatheredAttention, build_attention
+from runtime.bench.op import Case, main
+from runtime.types import ChunkPlan
+
+OP = "window_attention"
+FORCED = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+NAMED = ("varlen", "fa2", "fa3", "fa4", "triton")
+
+
+def cases(device: torch.device, size: str) -> Iterator[Case]:
+    """B candidates, C blocks of context, S tokens of a chunk, H heads, D head dim."""
+    gpu = device.type == "cuda"
+    dtype = torch.bfloat16 if gpu else torch.float32
+    if size == "embedded":
+        for blocks in (1, 4, 8):
+            yield _case(device, dtype, (4, blocks, 108, 6, 32))
+    elif gpu:
+        for rows, blocks in [*((4, c) for c in range(1, 9)), (1, 8), (2, 8), (8, 8)]:
+            yield _case(device, dtype, (rows, blocks, 4_680, 12, 128))
+    else:  # two of the twelve heads and a short context: the whole would take minutes
+        yield _case(device, dtype, (1, 1, 4_680, 2, 128))
+
+
+def _case(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> Case:
+    rows, blocks, tokens, heads, head_dim = sizes
+    source = torch.Generator(device).manual_seed(0)
+    parents = min(rows, 2)
+    shape = (2, parents * blocks, tokens, heads, head_dim)
+    kv = torch.randn(shape, generator=source, device=device).to(dtype)
+    q, k, v = torch.randn(3, rows, *shape[2:], generator=source, device=device).to(dtype)
+    histories = [tuple(range(p * blocks, (p + 1) * blocks)) for p in range(parents)]
+    seen = tuple(histories[row * parents // rows] for row in range(rows))
+    plan = ChunkPlan(0, 0, seen, tuple((0,) * blocks for _ in seen))
+    runs = {
+        name: partial(attend, 0, q, k, v) for name, attend in _attentions(kv, plan, q, k, v).items()
+    }
+    sample = _sample(kv, plan, q, k, v)
+    return Case(
+        op=OP,
+        shape=f"B={rows} C={blocks} S={tokens} H={heads} D={head_dim}",
+        dtype=dtype,
+        runs=runs,
+        errors={name: sample(run()) for name, run in runs.items()},
+        moved_bytes=kv.nbytes + 4 * q.nbytes,
+        flops=4 * rows * heads * tokens * (1 + blocks) * tokens * head_dim,
+    )
+
+
+def _attentions(kv: Tensor, plan: ChunkPlan, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Attend]:
+    """What runs on this machine, ready to attend; the first is the baseline."""
+    attentions: dict[str, Attention] = {"sdpa": build_attention("sdpa", kv)}
+    attentions |= {n: GatheredAttention(n, kv, _forced(b)) for n, b in FORCED.items() if kv.is_cuda}
+    for name in NAMED if kv.is_cuda else ("reference",) if kv.shape[2] < 1_000 else ():
+        try:
+            attentions[name] = build_attention(name, kv)
+        except (ImportError, RuntimeError, ValueError):
+            continue
+    ready: dict[str, Attend] = {}
+    for name, attention in attentions.items():
+        attend = attention.context(plan)
+        try:
+            attend(0, q, k, v)
+        except RuntimeError:
+            if name not in FORCED:  # a backend that this torch or this GPU lacks
+                raise
+            continue
+        ready[name] = attend
+    again = build_attention("sdpa", kv)
+    ready["sdpa+gather"] = lambda *args: again.context(plan)(*args)
+    return ready
+
+
+def _forced(backend: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        with sdpa_kernel(backend):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    return dense
+
+
+def _sample(
+    kv: Tensor, plan: ChunkPlan, q: Tensor, k: Tensor, v: Tensor
+) -> Callable[[Tensor], float]:
+    """The largest error of some queries against float64: first and last row and head, the last queries of the chunk."""
+    last = slice(max(q.shape[1] - 256, 0), None)
+    places = {(row, head) for row in (0, len(q) - 1) for head in (0, q.shape[2] - 1)}
+    exact = {}
+    for row, head in places:
+        blocks = list(plan.blocks[row])
+        keys, values = (
+            torch.cat([*pool[blocks, :, head], own[row, :, head]]).double()
+            for pool, own in ((kv[0], k), (kv[1], v))
+        )
+        scores = q[row, last, head].double() @ keys.T / math.sqrt(q.shape[-1])
+        exact[row, head] = scores.softmax(-1) @ values
+
+    def error(out: Tensor) -> float:
+        return max(
+            float((out[row, last, head].double() - want).abs().max())
+            for (row, head), want in exact.items()
+        )
+
+    return error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(OP, cases, __doc__ or ""))

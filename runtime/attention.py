@@ -1,0 +1,326 @@
+"""Self attention of a chunk to its context: every implementation behind one call, chosen by name.
+
+    attention = build_attention("triton", pool.kv)    once, probes what the name needs
+    attend = attention.context(plan)                  once per chunk and batch, decided on the host
+    out = attend(layer, q, k, v)                      in every layer of every pass
+
+"triton" reads blocks where they lie; "sdpa", "varlen", "fa2", "fa3" and "fa4" gather the context once per chunk into a
+buffer that is kept, and each pass rewrites only its own place in it; "reference" is plain torch and slow.
+
+Legend: B rows of a batch, S tokens of a chunk, H heads, D head dim, N blocks in the pool, P = 2 * layers planes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate, groupby
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from runtime.kernels import triton_lang
+from runtime.kernels.dispatch import NARROW, implementation
+from runtime.kernels.ema_merge import shift_keys
+from runtime.kernels.window_attention import (
+    HEAD_DIMS,
+    OFFERS,
+    BlockContext,
+    turn_of,
+    window_attention,
+)
+from runtime.settings import ATTENTIONS
+from runtime.types import ChunkPlan
+
+# (layer, q, k, v) -> out, all [B, S, H, D], contiguous; q and k come rotated
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# q [B, S, H, D], k and v [B, T, H, D] -> [B, S, H, D], softmax scale 1 / sqrt(D), no mask
+Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+LIBRARIES = {  # name -> where its function is, how to get it
+    "fa2": ("flash_attn:flash_attn_func", "pip install flash-attn"),
+    "fa3": ("flash_attn_interface:flash_attn_func", "build hopper/ of flash-attention"),
+    "fa4": ("flash_attn.cute:flash_attn_func", "pip install flash-attn-4"),
+}
+FASTEST_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+class Attention(Protocol):
+    """One implementation over one pool. ``name`` is what really runs, never "auto"."""
+
+    name: str
+
+    def context(self, plan: ChunkPlan) -> Attend:
+        """What the layers call for the batch of ``plan``; good until the next call of ``context``."""
+        ...
+
+
+def build_attention(name: str, kv: Tensor) -> Attention:
+    """The attention called ``name`` over a pool's kv [P, N, S, H, D].
+
+    Raises ValueError for an unknown name or a pool that it does not take, RuntimeError for what is not installed or
+    does not compute what the reference does.
+    """
+    if name not in ATTENTIONS:
+        raise ValueError(f"run.attention: want one of {', '.join(ATTENTIONS)}, got {name!r}")
+    if name == "auto":
+        name = _best(kv)
+    if name == "triton":
+        return BlockAttention(name, kv, _takes_triton(kv))
+    if name == "reference":
+        return BlockAttention(name, kv, "torch")
+    if name == "sdpa":
+        return GatheredAttention(name, kv, sdpa)
+    _takes_half_on_gpu(name, kv)
+    if name == "varlen":
+        return VarlenAttention(name, kv)
+    dense = _library(name)
+    _check_numbers(name, dense, kv)
+    return GatheredAttention(name, kv, dense)
+
+
+def _best(kv: Tensor) -> str:
+    fits = kv.is_cuda and kv.dtype in NARROW and kv.shape[-1] in HEAD_DIMS
+    return "triton" if fits and triton_lang.AVAILABLE else "sdpa"
+
+
+class BlockAttention:
+    """Block ids instead of a copy: the kernel reads the pool."""
+
+    def __init__(self, name: str, kv: Tensor, impl: str) -> None:
+        self.name = name
+        self.kv = kv
+        self.impl = impl
+        self.layers = kv.shape[0] // 2
+        # A row can see every block. Wide enough from the start, a captured graph never finds another stride.
+        self.columns = -(-max(kv.shape[1], 1) // 4) * 4
+        self.integers = torch.zeros(0, dtype=torch.int32, device=kv.device)
+        self.turns = torch.zeros(0, device=kv.device)
+
+    def context(self, plan: ChunkPlan) -> Attend:
+        """Table, shifts and counts go up in one copy, to addresses that depend on the number of rows alone."""
+        rows, columns, pairs = plan.rows, self.columns, self.kv.shape[-1] // 2
+        table, shifts = (_padded(field, columns) for field in (plan.blocks, plan.shifts))
+        host = torch.tensor([*table, *shifts, *map(len, plan.blocks)], dtype=torch.int32)
+        if host.numel() > self.integers.numel():
+            self.integers = torch.zeros_like(host, device=self.kv.device)
+            self.turns = torch.zeros(2 * rows * columns * pairs, device=self.kv.device)
+        on_device = self.integers[: host.numel()]
+        on_device.copy_(_pinned(host, self.kv), non_blocking=True)
+        blocks, moved = on_device[: 2 * rows * columns].view(2, rows, columns)
+        turn = None
+        if any(map(any, plan.shifts)):
+            cos, sin = self.turns[: 2 * rows * columns * pairs].view(2, rows, columns, pairs)
+            for kept, made in zip((cos, sin), turn_of(moved, 2 * pairs), strict=True):
+                kept.copy_(made)
+            turn = cos, sin
+        return partial(self._attend, blocks, on_device[2 * rows * columns :], turn)
+
+    def _attend(
+        self,
+        table: Tensor,
+        counts: Tensor,
+        turn: tuple[Tensor, Tensor] | None,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> Tensor:
+        keys, values = self.kv[layer], self.kv[self.layers + layer]
+        context = BlockContext(keys, values, table, counts, turn)
+        return window_attention(q, k, v, context, impl=self.impl)
+
+
+def _pinned(host: Tensor, kv: Tensor) -> Tensor:
+    """From pageable memory the copy to a GPU would make the host wait."""
+    return host.pin_memory() if kv.is_cuda else host
+
+
+def _padded(rows: Sequence[Sequence[int]], columns: int) -> list[int]:
+    return [value for row in rows for value in (*row, *[0] * (columns - len(row)))]
+
+
+class GatheredAttention:
+    """The context copied from the pool once per chunk, for functions that want each row's keys in one piece.
+
+    A row is laid out [own chunk | context blocks]: the own part sits at a fixed place however long the context is.
+    """
+
+    def __init__(self, name: str, kv: Tensor, dense: Dense) -> None:
+        self.name = name
+        self.kv = kv
+        self.dense = dense
+        self.memory = kv.new_empty(0)
+
+    def context(self, plan: ChunkPlan) -> Attend:
+        planes, _, tokens, heads, head_dim = self.kv.shape
+        longest = 1 + max(len(row) for row in plan.blocks)
+        shape = (2, planes // 2, plan.rows, longest * tokens, heads, head_dim)
+        keys, values = self._room(shape)  # each [layers, B, S + T, H, D]
+        for row in range(plan.rows):
+            place = slice(tokens, None)
+            _gather(self.kv, plan, row, keys[:, row, place], values[:, row, place])
+        spans = list(_equal_runs([len(row) for row in plan.blocks]))
+        return partial(self._attend, keys, values, spans)
+
+    def _room(self, shape: tuple[int, ...]) -> Tensor:
+        """Memory of this shape, the same as long as it is enough."""
+        elements = torch.Size(shape).numel()
+        if elements > self.memory.numel():
+            self.memory = self.kv.new_empty(0)  # the old one goes before the new one comes
+            self.memory = self.kv.new_empty(elements)
+        return self.memory[:elements].view(shape)
+
+    def _attend(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        spans: Sequence[tuple[int, int, int]],
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> Tensor:
+        tokens = q.shape[1]
+        keys[layer, :, :tokens] = k
+        values[layer, :, :tokens] = v
+        out = torch.empty_like(q)
+        for first, last, blocks in spans:
+            rows, length = slice(first, last), (1 + blocks) * tokens
+            out[rows] = self.dense(
+                q[rows], keys[layer, rows, :length], values[layer, rows, :length]
+            )
+        return out
+
+
+def _gather(kv: Tensor, plan: ChunkPlan, row: int, keys: Tensor, values: Tensor) -> None:
+    """One row's blocks in order, keys moved in time, into keys and values [layers, at least T, H, D]."""
+    layers, tokens = kv.shape[0] // 2, kv.shape[2]
+    for place, (block, shift) in enumerate(zip(plan.blocks[row], plan.shifts[row], strict=True)):
+        span = slice(place * tokens, (place + 1) * tokens)
+        keys[:, span] = shift_keys(kv[:layers, block], shift)
+        values[:, span] = kv[layers:, block]
+
+
+def _equal_runs(values: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Runs of neighbours with the same value, as (first, past last, value)."""
+    first = 0
+    for value, run in groupby(values):
+        last = first + len(list(run))
+        yield first, last, value
+        first = last
+
+
+class VarlenAttention(GatheredAttention):
+    """torch's variable-length kernel: rows of any length in one launch, bit-equal however they are batched.
+
+    Its own block table wants pages of a multiple of 256 tokens, a chunk has 4,680: the context is gathered, without gaps.
+    """
+
+    def __init__(self, name: str, kv: Tensor) -> None:
+        super().__init__(name, kv, self._one_row)
+        try:
+            from torch.nn.attention.varlen import varlen_attn
+        except ImportError as error:
+            raise RuntimeError("run.attention='varlen': needs torch 2.10 or later") from error
+        known = inspect.signature(varlen_attn).parameters
+        options = {"num_splits": 1} if "num_splits" in known else {}
+        self.call: Callable[..., Tensor] = partial(cast(Any, varlen_attn), **options)
+        _check_numbers(name, self._one_row, kv)
+
+    def context(self, plan: ChunkPlan) -> Attend:
+        planes, _, tokens, heads, head_dim = self.kv.shape
+        lengths = [(1 + len(row)) * tokens for row in plan.blocks]
+        ends = list(accumulate(lengths, initial=0))
+        keys, values = self._room((2, planes // 2, ends[-1], heads, head_dim))
+        for row, first in enumerate(ends[:-1]):
+            place = slice(first + tokens, ends[row + 1])
+            _gather(self.kv, plan, row, keys[:, place], values[:, place])
+        queries = range(0, (plan.rows + 1) * tokens, tokens)
+        bounds = torch.tensor([[*queries], ends], dtype=torch.int32)
+        q_ends, k_ends = _pinned(bounds, self.kv).to(self.kv.device, non_blocking=True)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            for row, first in enumerate(ends[:-1]):
+                keys[layer, first : first + tokens] = k[row]
+                values[layer, first : first + tokens] = v[row]
+            out = self.call(
+                q.flatten(0, 1), keys[layer], values[layer], q_ends, k_ends, tokens, max(lengths)
+            )
+            return out.view_as(q)
+
+        return attend
+
+    def _one_row(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ends = [torch.tensor([0, x.shape[1]], dtype=torch.int32, device=x.device) for x in (q, k)]
+        return self.call(q[0], k[0], v[0], *ends, q.shape[1], k.shape[1])[None]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """torch's own attention; on a GPU the fastest of its backends that takes these tensors, cuDNN first."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if q.is_cuda:
+        with sdpa_kernel(FASTEST_FIRST, set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _takes_triton(kv: Tensor) -> str:
+    if kv.shape[-1] not in HEAD_DIMS:
+        known = ", ".join(map(str, HEAD_DIMS))
+        raise ValueError(
+            f"run.attention='triton': takes head dims {known}, got {kv.shape[-1]}; use 'sdpa'"
+        )
+    return implementation("triton", kv.device, kv.dtype, OFFERS)
+
+
+def _takes_half_on_gpu(name: str, kv: Tensor) -> None:
+    if not kv.is_cuda or kv.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"run.attention={name!r}: takes float16 and bfloat16 on a GPU, got {kv.dtype} on {kv.device}; use 'sdpa'"
+        )
+
+
+def _library(name: str) -> Dense:
+    where, how = LIBRARIES[name]
+    module, function = where.split(":")
+    try:
+        call = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise RuntimeError(
+            f"run.attention={name!r}: cannot import {function} from {module} ({error}); {how}, or use 'triton' or 'sdpa'"
+        ) from error
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = call(q, k, v)
+        return out[0] if isinstance(out, tuple) else out
+
+    return dense
+
+
+def _check_numbers(name: str, dense: Dense, kv: Tensor) -> None:
+    """A small case against float64, once, when the engine is built: at most twice the error of torch's own."""
+    source = torch.Generator(kv.device).manual_seed(0)
+    heads, head_dim = kv.shape[-2:]
+    q, k, v = (
+        torch.randn(1, tokens, heads, head_dim, generator=source, device=kv.device).to(kv.dtype)
+        for tokens in (67, 201, 201)
+    )
+    exact = sdpa(q.double(), k.double(), v.double())
+    error, plain = (float((call(q, k, v).double() - exact).abs().max()) for call in (dense, sdpa))
+    allowed = max(2 * plain, torch.finfo(kv.dtype).eps * float(exact.abs().max()))
+    if not error <= allowed:
+        raise RuntimeError(
+            f"run.attention={name!r}: its result is off by {error:.1e}, allowed {allowed:.1e} for {kv.dtype}; "
+            "use 'triton' or 'sdpa'"
+        )
