@@ -12,7 +12,7 @@ import torch
 
 from runtime.bench.measure import Timing, environment, peak_memory_mb, time_videos
 from runtime.engine import Engine
-from runtime.settings import POLICIES, PRESETS, Settings, preset
+from runtime.settings import OPS, POLICIES, PRESETS, Settings, preset
 
 PROMPTS = (
     "a red circle moving right quickly on a navy background",
@@ -58,6 +58,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="videos timed per schedule")
     parser.add_argument("--baseline-repeats", type=int, default=1, help="videos timed per baseline")
     parser.add_argument("--warmups", type=int, default=1, help="2 s videos run before timing")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--ops", choices=OPS, default="auto", help="implementation of the kernels")
     parser.add_argument("--schedule", choices=("survivors", "released"), default="survivors")
     parser.add_argument(
         "--against",
@@ -85,6 +88,9 @@ def _settings(args: argparse.Namespace) -> Settings:
             "search.seed": args.seed,
             "seconds": args.seconds,
             "run.schedule": args.schedule,
+            "run.device": args.device,
+            "run.dtype": args.dtype,
+            "run.ops": args.ops,
         }
     )
 
@@ -116,8 +122,8 @@ def _print(result: dict[str, Any], settings: Settings) -> None:
     for name, row in result["stages"].items():
         print(f"{name:<14}{row['median_ms']:>11.2f}{row['p95_ms']:>10.2f}{row['share']:>8.1%}")
     print(
-        f"pixel FPS {result['pixel_fps']:.1f} (frames over wall time: text, denoising, decoder, both rewards, search "
-        f"and MP4 writing inside), first chunk {result['first_chunk_ms']:.0f} ms"
+        f"pixel FPS {result['pixel_fps']:.1f} (frames over wall time: text, denoising, decoder, both rewards, search and "
+        f"writing inside; frames {place['output']}), first chunk {result['first_chunk_ms']:.0f} ms"
     )
     for name, ratio in result["speedup"].items():
         slow = result["pixel_fps_baseline"][name]

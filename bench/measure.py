@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import resource
 import statistics
@@ -17,10 +18,10 @@ import torch
 
 import runtime
 from runtime.engine import Engine
+from runtime.kernels.frame_pack import yuv420
 from runtime.settings import Settings
 from runtime.telemetry import STAGES
 from runtime.types import ChunkRecord
-from runtime.video import VideoWriter
 
 WARMUP_SECONDS = 2.0
 
@@ -87,7 +88,7 @@ def _time_video(engine: Engine, prompt: str, path: Path, timing: Timing) -> None
 
     began = time.perf_counter()
     written_ms = 0.0
-    with VideoWriter(path, engine.fps) as writer:
+    with open_writer(path, engine.fps) as writer:
         for event in engine.stream(prompt, watch=note):
             before = time.perf_counter()
             writer.add(event.frames)
@@ -99,6 +100,37 @@ def _time_video(engine: Engine, prompt: str, path: Path, timing: Timing) -> None
     ):  # writing comes in bursts: spread over the video's chunks
         emit[place] += written_ms / len(marks)
     timing.video_seconds.append(time.perf_counter() - began)
+
+
+class YuvWriter:
+    """Stands in for the MP4 writer on a machine without PyAV: packs frames and writes the bytes an encoder would get."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("wb")
+
+    def __enter__(self) -> YuvWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def add(self, frames: torch.Tensor) -> None:
+        self.file.write(yuv420(frames.contiguous()).cpu().numpy().tobytes())
+
+
+def output_kind() -> str:
+    """What happens to finished frames inside the measured time."""
+    found = importlib.util.find_spec("av") is not None
+    return "encoded to MP4" if found else "packed to yuv420, not encoded: PyAV is not installed"
+
+
+def open_writer(path: Path, fps: int) -> Any:
+    """The MP4 writer of ``python -m runtime``, or ``YuvWriter``; ``output_kind`` says which."""
+    if importlib.util.find_spec("av") is None:
+        return YuvWriter(path)
+    from runtime.video import VideoWriter
+
+    return VideoWriter(path, fps)
 
 
 def peak_memory_mb() -> float:
@@ -119,6 +151,7 @@ def environment(settings: Settings, implementations: dict[str, str]) -> dict[str
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "device": settings.run.device,
         "dtype": settings.run.dtype,
+        "output": output_kind(),
         "implementations": implementations,
         "seed": settings.search.seed,
     }

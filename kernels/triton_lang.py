@@ -4,33 +4,32 @@ Kernel files write ``from runtime.kernels.triton_lang import jit, tl, triton``. 
 are never called: ``dispatch.implementation`` refuses ``impl="triton"`` first.
 """
 
-import importlib.util
+from importlib import import_module
 from typing import Any
 
-AVAILABLE = importlib.util.find_spec("triton") is not None
+
+class _Names:
+    """Stands where a kernel's signature names a type."""
+
+    constexpr = object
+
+
+def _as_it_is(function: Any) -> Any:
+    return function
+
+
+triton: Any = None
+tl: Any = _Names()
+jit: Any = _as_it_is
 INTERPRETED = False  # kernels run on the host, on CPU tensors: TRITON_INTERPRET=1
-triton: Any
-tl: Any
-jit: Any
-
-if AVAILABLE:
-    import triton
-    import triton.language as tl
-
+try:
+    triton = import_module("triton")
+    tl = import_module("triton.language")
     jit = triton.jit
     INTERPRETED = bool(triton.knobs.runtime.interpret)
-else:
-
-    class _Names:
-        """Stands where a kernel's signature names a type."""
-
-        constexpr = object
-
-    triton, tl = None, _Names()
-
-    def jit(function: Any) -> Any:
-        """The function as it is."""
-        return function
-
+except ModuleNotFoundError as error:
+    if error.name != "triton":
+        raise
+AVAILABLE = triton is not None
 
 __all__ = ["AVAILABLE", "INTERPRETED", "jit", "tl", "triton"]

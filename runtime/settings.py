@@ -19,6 +19,7 @@ LONGEST_SECONDS = 24 * 3600.0
 POLICIES = ("single", "best-of-n", "beam", "stream-t1")
 FIDELITIES = ("paper", "released")
 SCHEDULES = ("survivors", "released")
+OPS = ("auto", "native", "triton", "torch")
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -155,12 +156,12 @@ class RunSettings:
     dtype: str = "float32"
     schedule: str = "survivors"  # "released": serial candidates, cold decodes, clean pass for all
     batch_rows: int = 0  # candidates per forward; 0: all at once
-    ops: str = "auto"  # implementation of the small CPU ops: auto, native, torch
+    ops: str = "auto"  # implementation of the kernels: auto, native (C++), triton, torch
 
     def __post_init__(self) -> None:
         _one_of("run.schedule", self.schedule, SCHEDULES)
         _one_of("run.dtype", self.dtype, ("float64", "float32", "bfloat16"))
-        _one_of("run.ops", self.ops, ("auto", "native", "torch"))
+        _one_of("run.ops", self.ops, OPS)
         _at_least("run.batch_rows", self.batch_rows, 0)
 
 

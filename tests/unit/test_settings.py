@@ -79,7 +79,7 @@ REFUSED = [
     ("reward.tau", math.nan, "got nan"),
     ("run.schedule", "survivor", "did you mean 'survivors'"),
     ("run.dtype", "float16", "run.dtype: want one of float64, float32, bfloat16, got 'float16'"),
-    ("run.ops", "triton", "run.ops: want one of auto, native, torch, got 'triton'"),
+    ("run.ops", "cublas", "run.ops: want one of auto, native, triton, torch, got 'cublas'"),
     ("run.batch_rows", -1, "run.batch_rows: want at least 0, got -1"),
 ]
 MISTYPED = [
