@@ -29,6 +29,7 @@ Raises   ValueError for a number out of range, lists of different lengths, or an
 import math
 import operator
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,10 +135,14 @@ def streams(
     for seed, chunk in zip(seeds, chunks, strict=True):
         seed = _whole("seed", seed, 64)
         rows.append((seed - (seed >> 63 << 64), _whole("chunk", chunk, 32), draw))
-    host = torch.tensor(rows, dtype=torch.int64).view(len(rows), 3)
+    return upload(rows, torch.int64, device).view(len(rows), 3)
+
+
+def upload(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Numbers of the host on ``device``, without waiting for it: a pageable copy would."""
+    host = torch.tensor(numbers, dtype=dtype)
     if torch.device(device).type != "cuda":
         return host.to(device)
-    # Pinned: a pageable copy would make the host wait for the device.
     return host.pin_memory().to(device, non_blocking=True)
 
 
