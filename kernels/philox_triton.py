@@ -22,17 +22,15 @@ from runtime.kernels.triton_lang import AVAILABLE, INTERPRETED, jit, tl
 
 STREAM = 0x5354_7431  # "STt1": keeps this counter space apart from any other use of the same seed
 STREAM_WORD = tl.constexpr(STREAM) if AVAILABLE else None
-# Triton's interpreter rounds the product in tl.fma; float64 does not.
-EMULATED = tl.constexpr(INTERPRETED) if AVAILABLE else None
 
 
-@jit
-def fma(x, y, z):
-    """x * y + z, rounded once."""
-    if EMULATED:
-        wide = x.to(tl.float64) * tl.cast(y, tl.float64) + tl.cast(z, tl.float64)
-        return wide.to(tl.float32)
-    return tl.fma(x, y, z)
+def _fma_in_float64(x, y, z):
+    wide = tl.cast(x, tl.float64) * tl.cast(y, tl.float64) + tl.cast(z, tl.float64)
+    return wide.to(tl.float32)
+
+
+# x * y + z rounded once. The interpreter's tl.fma rounds the product; there, any function can stand in for it.
+fma = _fma_in_float64 if INTERPRETED else getattr(tl, "fma", None)
 
 
 @jit
