@@ -3,18 +3,20 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 
 #include "streamt1/frame_pack.h"
 #include "streamt1/philox.h"
+#include "streamt1/slerp_noise.h"
 
 namespace py = pybind11;
 
 namespace {
 
 // Raised whenever a signature or a meaning below changes; kernels/native.py wants the same number.
-constexpr int kInterface = 1;
+constexpr int kInterface = 2;
 
 template <typename T>
 T* pointer(uintptr_t address, const char* name) {
@@ -41,13 +43,60 @@ streamt1::FrameShape frame_shape(const std::array<int64_t, 3>& sizes) {
   return {sizes[0], sizes[1], sizes[2]};
 }
 
-void philox_normal(uintptr_t out, int64_t elements, const streamt1::Words2& key,
-                   const streamt1::Words3& counter, int threads) {
-  if (elements < 1) throw std::invalid_argument("elements: want at least 1");
-  auto* to = pointer<float>(out, "out");
+streamt1::Float float_type(const std::string& name) {
+  if (name == "float32") return streamt1::Float::kFloat32;
+  if (name == "bfloat16") return streamt1::Float::kBFloat16;
+  if (name == "float16") return streamt1::Float::kFloat16;
+  throw std::invalid_argument("dtype: want float32, bfloat16 or float16, got " + name);
+}
+
+// `from` is addresses of the rows to blend with and of their index, 0 where there is none; `sizes`
+// is rows, rows to blend with, elements of a row.
+streamt1::Noise noise_rows(uintptr_t out, const std::string& dtype, uintptr_t streams,
+                           const std::array<uintptr_t, 2>& from,
+                           const std::array<int64_t, 3>& sizes) {
+  const auto [rows, sources, elements] = sizes;
+  if (rows < 1 || elements < 1) throw std::invalid_argument("shape: want sizes of at least 1");
+  const auto* parents = reinterpret_cast<const int32_t*>(from[1]);
+  for (int64_t row = 0; parents && row < rows; ++row)
+    if (parents[row] < 0 || parents[row] >= sources)
+      throw std::invalid_argument("parents: want rows in [0, " + std::to_string(sources) +
+                                  "), got " + std::to_string(parents[row]));
+  return {pointer<void>(out, "out"),
+          reinterpret_cast<const void*>(from[0]),
+          parents,
+          pointer<const int64_t>(streams, "streams"),
+          rows,
+          elements,
+          float_type(dtype)};
+}
+
+void philox_normal(uintptr_t out, const std::string& dtype, uintptr_t streams,
+                   const std::array<int64_t, 2>& sizes, int threads) {
+  const auto rows = noise_rows(out, dtype, streams, {0, 0}, {sizes[0], 0, sizes[1]});
   positive(threads);
   const py::gil_scoped_release unlocked;
-  streamt1::philox_normal(to, elements, key, counter, threads);
+  streamt1::normal_noise(rows, threads);
+}
+
+void slerp_noise(uintptr_t out, const std::string& dtype, uintptr_t streams,
+                 const std::array<uintptr_t, 2>& from, const std::array<int64_t, 3>& sizes,
+                 double beta, bool slerp, int threads) {
+  const auto rows = noise_rows(out, dtype, streams, from, sizes);
+  pointer<const void>(from[0], "previous");
+  positive(threads);
+  const py::gil_scoped_release unlocked;
+  slerp ? streamt1::slerp_noise(rows, beta, threads) : streamt1::blend_noise(rows, beta, threads);
+}
+
+void renoise(uintptr_t out, const std::string& dtype, uintptr_t streams, uintptr_t x0,
+             uintptr_t sigma, const std::array<int64_t, 2>& sizes, int threads) {
+  const auto rows = noise_rows(out, dtype, streams, {x0, 0}, {sizes[0], sizes[0], sizes[1]});
+  pointer<const void>(x0, "x0");
+  const auto* levels = pointer<const float>(sigma, "sigma");
+  positive(threads);
+  const py::gil_scoped_release unlocked;
+  streamt1::renoise(rows, levels, threads);
 }
 
 void rgb24(uintptr_t out, uintptr_t frames, const std::string& dtype,
@@ -91,8 +140,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("CUDA") = false;
 #endif
   m.def("philox4x32_10", &streamt1::philox4x32_10, py::arg("counter"), py::arg("key"));
-  m.def("philox_normal", &philox_normal, py::arg("out"), py::arg("elements"), py::arg("key"),
-        py::arg("counter"), py::arg("threads"));
+  m.def("philox_normal", &philox_normal, py::arg("out"), py::arg("dtype"), py::arg("streams"),
+        py::arg("sizes"), py::arg("threads"));
+  m.def("slerp_noise", &slerp_noise, py::arg("out"), py::arg("dtype"), py::arg("streams"),
+        py::arg("from"), py::arg("sizes"), py::arg("beta"), py::arg("slerp"), py::arg("threads"));
+  m.def("renoise", &renoise, py::arg("out"), py::arg("dtype"), py::arg("streams"), py::arg("x0"),
+        py::arg("sigma"), py::arg("sizes"), py::arg("threads"));
   m.def("rgb24", &rgb24, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),
         py::arg("threads"));
   m.def("yuv420", &yuv420, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),

@@ -1,6 +1,5 @@
 #include "streamt1/philox.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -9,8 +8,7 @@
 namespace streamt1 {
 namespace {
 
-constexpr int kTileBlocks = 64;  // counters worked on together: four registers of 16 lanes
-constexpr int kTileValues = 4 * kTileBlocks;
+constexpr int kTileBlocks = kTileValues / 4;  // counters worked on together: four registers of 16
 
 STREAMT1_INLINE void philox_rounds(uint32_t c[4], uint32_t k0, uint32_t k1) {
   for (int round = 0; round < 10; ++round) {
@@ -103,13 +101,14 @@ STREAMT1_INLINE void box_muller(uint32_t a, uint32_t b, float* first, float* sec
 }  // namespace
 
 // Outside the anonymous namespace: a clone needs a symbol that the loader can resolve.
-STREAMT1_CLONES void philox_tile(float* out, uint32_t first_block, const Words2& key,
-                                 const Words3& counter) {
+STREAMT1_CLONES void philox_tile(float* out, int64_t tile, const Stream& stream) {
   alignas(64) uint32_t words[4][kTileBlocks];
   alignas(64) float values[4][kTileBlocks];
+  const auto first = static_cast<uint32_t>(tile * kTileBlocks);
   for (int i = 0; i < kTileBlocks; ++i) {
-    uint32_t c[4] = {first_block + static_cast<uint32_t>(i), counter[0], counter[1], counter[2]};
-    philox_rounds(c, key[0], key[1]);
+    uint32_t c[4] = {first + static_cast<uint32_t>(i), stream.counter[0], stream.counter[1],
+                     stream.counter[2]};
+    philox_rounds(c, stream.key[0], stream.key[1]);
     words[0][i] = c[0];
     words[1][i] = c[1];
     words[2][i] = c[2];
@@ -129,21 +128,11 @@ Words4 philox4x32_10(const Words4& counter, const Words2& key) {
   return {c[0], c[1], c[2], c[3]};
 }
 
-void philox_normal(float* out, int64_t elements, const Words2& key, const Words3& counter,
-                   [[maybe_unused]] int threads) {
-  const int64_t tiles = (elements + kTileValues - 1) / kTileValues;
-#pragma omp parallel for num_threads(threads) if (threads > 1 && tiles > 256)
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t start = tile * kTileValues;
-    const auto block = static_cast<uint32_t>(tile * kTileBlocks);
-    if (start + kTileValues <= elements) {
-      philox_tile(out + start, block, key, counter);
-    } else {
-      float last[kTileValues];
-      philox_tile(last, block, key, counter);
-      std::copy(last, last + (elements - start), out + start);
-    }
-  }
+Stream stream_of(const int64_t* row) {
+  constexpr uint32_t kStream = 0x53547431u;  // STREAM in kernels/philox_triton.py
+  const auto seed = static_cast<uint64_t>(row[0]);
+  return {{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)},
+          {static_cast<uint32_t>(row[2]), static_cast<uint32_t>(row[1]), kStream}};
 }
 
 }  // namespace streamt1

@@ -12,30 +12,37 @@ how the work was split over threads or GPUs; drawing row 3 alone gives row 3.
 
 Shapes   seeds, chunks  B whole numbers each; result [B, *shape], contiguous.
          seed in [0, 2^64), chunk and draw in [0, 2^32), at most 2^34 elements in ``shape``.
+         streams        [B, 3] int64, contiguous: seed (two's complement), chunk, draw of each row, on the device that
+                        draws. Kernels read it there, so a captured graph serves every chunk. Not range-checked again.
 Dtypes   The value is a float32. Other dtypes are casts of it.
-Math     ln, sin and cos are float64 series made of + - * / and sqrt, which IEEE 754 rounds the same
-         way everywhere, in one order and without fused multiply-add, and one rounding to float32 at
-         the end. So every implementation gives the same bits, within half a unit in the last place
-         (and 1e-6 of one) of the formula. The series: ``_log_unit`` and ``_cos_sin``.
+Math     The words are the same bits in every implementation. In torch and C++ so are the values: ln, sin and cos are
+         float64 series made of + - * / and sqrt, which IEEE 754 rounds the same way everywhere, in one order and
+         without fused multiply-add, and one rounding to float32 at the end: within half a unit in the last place (and
+         1e-6 of one) of the formula. The series: ``_log_unit`` and ``_cos_sin``. Triton computes in float32, at most
+         2 units in the last place from them; why is in ``philox_triton``.
 Source   Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; known
          answers from its library Random123, ``kat_vectors``. Box and Muller, 1958.
-Raises   ValueError for a number out of range, lists of different lengths, or impl="native" off the
-         CPU; RuntimeError for impl="native" when the extension is not built.
+Raises   ValueError for a number out of range, lists of different lengths, or an ``impl`` that does not run on the
+         device; RuntimeError for one that is not built or not installed.
 """
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from runtime.kernels.dispatch import implementation
+from runtime.kernels import tuning
+from runtime.kernels.build import Build, pointer
+from runtime.kernels.dispatch import NARROW, implementation
 from runtime.kernels.native import extension
+from runtime.kernels.philox_triton import STREAM, normal_kernel
+from runtime.kernels.triton_lang import triton
+from runtime.kernels.tuning import Config
 
 __all__ = ["STREAM", "implementation", "normal", "normal_reference", "philox_words_reference"]
-
-STREAM = 0x5354_7431  # "STt1": keeps this counter space apart from any other use of the same seed
 
 _LOW = 0xFFFF_FFFF
 _MULTIPLIERS = 0xD251_1F53, 0xCD9E_8D57
@@ -86,6 +93,24 @@ def _cos_sin(word: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(((quadrant + 1) & 2) == 2, -x, x), torch.where((quadrant & 2) == 2, -y, y)
 
 
+def normals_reference(words: Tensor) -> Tensor:
+    """Four words [..., 4] int64 -> their four standard normal values [..., 4] float32."""
+    radius = (_log_unit(words[..., 0::2]) * -2.0).sqrt()  # [..., 2]
+    cosine, sine = _cos_sin(words[..., 1::2])
+    return torch.stack([radius * cosine, radius * sine], -1).float().flatten(-2)
+
+
+def draw_reference(streams: Tensor, elements: int) -> Tensor:
+    """streams [B, 3] -> [B, elements] float32, on the streams' device."""
+    B, blocks = len(streams), -(-elements // 4)
+    seed, chunk, draw = streams.view(B, 1, 3).unbind(-1)  # each [B, 1]
+    key = torch.stack([seed & _LOW, (seed >> 32) & _LOW], -1)
+    block = torch.arange(blocks, device=streams.device).expand(B, blocks)
+    fixed = torch.stack([draw, chunk, torch.full_like(draw, STREAM)], -1).expand(B, blocks, 3)
+    words = philox_words_reference(torch.cat([block.unsqueeze(-1), fixed], -1), key)
+    return normals_reference(words).flatten(1)[:, :elements]
+
+
 def normal_reference(
     seeds: Sequence[int],
     chunks: Sequence[int],
@@ -95,19 +120,30 @@ def normal_reference(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The plain-torch meaning of ``normal``; runs on any device that has float64."""
-    rows, elements = _check(seeds, chunks, draw, shape)
-    B, blocks = len(rows), -(-elements // 4)
-    # One pinned copy: a pageable one would make the host wait for the device.
-    host = torch.tensor(rows, dtype=torch.int64).view(B, 1, 5)
-    pinned = torch.device(device).type == "cuda"
-    fixed = (host.pin_memory() if pinned else host).to(device, non_blocking=True)
-    block = torch.arange(blocks, device=device).view(1, blocks, 1).expand(B, blocks, 1)
-    counter = torch.cat([block, fixed[..., 2:].expand(B, blocks, 3)], -1)
-    words = philox_words_reference(counter, fixed[..., :2])  # [B, blocks, 4]
-    radius = (_log_unit(words[..., 0::2]) * -2.0).sqrt()  # [B, blocks, 2]
-    cosine, sine = _cos_sin(words[..., 1::2])
-    values = torch.stack([radius * cosine, radius * sine], -1).float()  # [B, blocks, 2, 2]
-    return values.view(B, 4 * blocks)[:, :elements].to(dtype).reshape(B, *shape)
+    table = streams(seeds, chunks, draw, device)
+    return draw_reference(table, elements_of(shape)).to(dtype).reshape(len(seeds), *shape)
+
+
+def streams(
+    seeds: Sequence[int], chunks: Sequence[int], draw: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """[B, 3] int64 on ``device``: what tells each row's draw from all others. Checks every number on the host."""
+    if len(seeds) != len(chunks):
+        raise ValueError(f"chunks: want one for each of the {len(seeds)} seeds, got {len(chunks)}")
+    draw = _whole("draw", draw, 32)
+    rows = []
+    for seed, chunk in zip(seeds, chunks, strict=True):
+        seed = _whole("seed", seed, 64)
+        rows.append((seed - (seed >> 63 << 64), _whole("chunk", chunk, 32), draw))
+    return upload(rows, torch.int64, device).view(len(rows), 3)
+
+
+def upload(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Numbers of the host on ``device``, without waiting for it: a pageable copy would."""
+    host = torch.tensor(numbers, dtype=dtype)
+    if torch.device(device).type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
 
 
 def normal(
@@ -120,35 +156,56 @@ def normal(
     impl: str = "auto",
 ) -> Tensor:
     """Draw [len(seeds), *shape]: row b belongs to ``seeds[b]``, ``chunks[b]`` and ``draw``."""
-    if implementation(impl, device) == "torch":
+    impl = implementation(impl, device)
+    if impl == "torch":
         return normal_reference(seeds, chunks, draw, shape, device, dtype)
-    rows, elements = _check(seeds, chunks, draw, shape)
-    out = torch.empty(len(rows), *shape, dtype=torch.float32)
-    if elements:
-        for row, (key_low, key_high, *counter) in zip(out, rows, strict=True):
-            extension().philox_normal(
-                row.data_ptr(), elements, (key_low, key_high), counter, torch.get_num_threads()
-            )
+    elements, table = elements_of(shape), streams(seeds, chunks, draw, device)
+    narrow = dtype if dtype in NARROW else torch.float32
+    out = torch.empty(len(seeds), *shape, dtype=narrow, device=device)
+    if not out.numel():
+        return out.to(dtype)
+    if impl == "triton":
+        config = tuning.nearest("slerp_noise", {"elements": elements}, tuning.gpu_name())
+        normal_kernel[grid(elements, len(out), config)](out, table, elements, **config)
+    else:
+        sizes = len(out), elements
+        extension().philox_normal(
+            out.data_ptr(),
+            str(narrow).removeprefix("torch."),
+            table.data_ptr(),
+            sizes,
+            torch.get_num_threads(),
+        )
     return out.to(dtype)
 
 
-def _check(
-    seeds: Sequence[int], chunks: Sequence[int], draw: int, shape: Sequence[int]
-) -> tuple[list[tuple[int, ...]], int]:
-    """Return one row (key low, key high, draw, chunk, stream) per seed, and the elements of ``shape``."""
-    if len(seeds) != len(chunks):
-        raise ValueError(f"chunks: want one for each of the {len(seeds)} seeds, got {len(chunks)}")
-    draw = _whole("draw", draw, 32)
-    rows: list[tuple[int, ...]] = []
-    for seed, chunk in zip(seeds, chunks, strict=True):
-        seed = _whole("seed", seed, 64)
-        rows.append((seed & _LOW, seed >> 32, draw, _whole("chunk", chunk, 32), STREAM))
+def grid(elements: int, rows: int, config: Config) -> tuple[int, int]:
+    """Programs of a kernel that draws ``4 * BLOCK`` values of one row each."""
+    return triton.cdiv(elements, 4 * config["BLOCK"]), rows
+
+
+def builds() -> Iterator[Build]:
+    """Every form of the kernel that ``normal`` could launch."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for config in tuning.shipped("slerp_noise"):
+            yield Build(
+                f"philox normal {dtype} BLOCK={config['BLOCK']}",
+                normal_kernel,
+                {"out": pointer(dtype), "streams": "*i64", "elements": "i32"},
+                {"BLOCK": config["BLOCK"]},
+                config["num_warps"],
+                aligned=frozenset({"out", "streams", "elements"}),
+            )
+
+
+def elements_of(shape: Sequence[int]) -> int:
+    """How many values a row of ``shape`` has; ValueError for more than a row's counters can number."""
     elements = math.prod(shape)
     if elements > 1 << 34 or any(size < 0 for size in shape):
         raise ValueError(
             f"shape: want sizes of at least 0 and at most 2^34 elements, got {list(shape)}"
         )
-    return rows, elements
+    return elements
 
 
 def _whole(name: str, value: int, bits: int) -> int:

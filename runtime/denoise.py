@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from runtime.attention import Attend, build_attention
-from runtime.generators.schedule import Schedule, renoise, to_x0
+from runtime.generators.schedule import Schedule, to_x0
 from runtime.generators.wan import TextContext, WanDiT
 from runtime.memory import KVPool
 from runtime.settings import CHUNK_FRAMES
 from runtime.types import ChunkPlan, row_ranges
 
-# pass number (1-based) -> fresh noise for every row, [B, F, C, h, w]
-Renoise = Callable[[int], Tensor]
+# x0 of some rows, which rows of the batch they are, pass number from 0, its sigma -> the same rows noised again
+Renoise = Callable[[Tensor, range, int, float], Tensor]
 
 
 class Denoiser:
@@ -42,9 +42,8 @@ class Denoiser:
         self.attention = build_attention(attention, pool.kv)
 
     @torch.no_grad()
-    def run(self, plan: ChunkPlan, noise: Tensor, fresh: Renoise, text: TextContext) -> Tensor:
-        """Latents x0 of every candidate. noise [B, F, C, h, w]; ``fresh(p)`` is the noise added before pass p."""
-        added = [fresh(number) for number in range(1, self.schedule.passes)]
+    def run(self, plan: ChunkPlan, noise: Tensor, renoise: Renoise, text: TextContext) -> Tensor:
+        """Latents x0 of every candidate. noise [B, F, C, h, w]; ``renoise`` is called before every pass but the first."""
         out = torch.empty_like(noise)
         for rows in row_ranges(plan.rows, self.batch_rows):
             part = plan.take(rows)
@@ -54,7 +53,7 @@ class Denoiser:
                 zip(self.schedule.timesteps, self.schedule.sigmas, strict=True)
             ):
                 if number:
-                    x = renoise(x, added[number - 1][rows.start : rows.stop], sigma)
+                    x = renoise(x, rows, number, sigma)
                 x = to_x0(x, self.flow(part, x, timestep, attend, text), sigma)
             out[rows.start : rows.stop] = x
         return out

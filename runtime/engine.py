@@ -168,7 +168,7 @@ class Engine:
         with stage("noise"):
             noise = self._propagate(branches)
         with stage("denoise"):
-            latents = self.denoiser.run(plan, noise, partial(self._draw, branches), video.text)
+            latents = self.denoiser.run(plan, noise, partial(self._renoise, branches), video.text)
         with stage("decode"):
             newest = self.decoding.newest(branches, latents)
         verdicts = self._judge(
@@ -203,10 +203,11 @@ class Engine:
             branches, self.parts.noise, self.parts.generator.chunk_shape, how
         )
 
-    def _draw(self, branches: Sequence[Branch], number: int) -> Tensor:
-        return noise_room.draws(
-            branches, self.parts.noise, number, self.parts.generator.chunk_shape
-        )
+    def _renoise(
+        self, branches: Sequence[Branch], x0: Tensor, rows: range, number: int, sigma: float
+    ) -> Tensor:
+        draws = noise_room.draws_of([branches[row] for row in rows], number)
+        return self.parts.noise.renoise(x0, draws, sigma)
 
     def _judge(
         self, branches: Sequence[Branch], latents: Tensor, newest: Newest, place: Place

@@ -196,13 +196,33 @@ class Decoder(Protocol):
         ...
 
 
-class NoiseSource(Protocol):
-    """Where standard normal draws come from. Draw 0 is a chunk's noise, draw p >= 1 what is added after pass p - 1."""
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """One standard normal draw for each of B rows: a pure function of (seed, chunk, number, element)."""
 
-    def draw(
-        self, seeds: Sequence[int], chunks: Sequence[int], draw: int, shape: tuple[int, ...]
+    seeds: tuple[int, ...]
+    chunks: tuple[int, ...]  # at which each seed was first used
+    number: int  # 0 is a chunk's noise, p >= 1 what is added before pass p, counted from 0
+
+
+class NoiseSource(Protocol):
+    """Where standard normal draws come from, and what is made of them in the same step."""
+
+    def draw(self, draws: Draws, shape: tuple[int, ...]) -> Tensor:
+        """The draws themselves, [B, *shape]."""
+        ...
+
+    def propagate(
+        self, previous: Tensor, parents: Sequence[int], draws: Draws, beta: float, mode: str
     ) -> Tensor:
-        """One draw per row, [B, *shape]: a pure function of (seed, chunk, draw, element)."""
+        """Parents' noise [N, ...] blended with draws, [B, ...]: row b has parent ``previous[parents[b]]``.
+
+        ``mode`` is "blend" or "slerp"; see ``runtime.kernels.slerp_noise``.
+        """
+        ...
+
+    def renoise(self, x0: Tensor, draws: Draws, sigma: float) -> Tensor:
+        """(1 - sigma) * x0 + sigma * draws for clean latents x0 [B, ...]."""
         ...
 
 

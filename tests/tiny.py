@@ -17,9 +17,9 @@ from runtime.generators import Generator, StreamingVAE
 from runtime.generators.schedule import Schedule
 from runtime.generators.vae import VAEConfig, WanVAE
 from runtime.generators.wan import DiTConfig, WanDiT
-from runtime.noise import PhiloxNoise
+from runtime.noise import PhiloxNoise, TableNoise
 from runtime.settings import Settings
-from runtime.types import Clip
+from runtime.types import Clip, Draws
 
 CHANNELS, SIDE = 4, 2
 STEPS = (1000, 500)
@@ -141,7 +141,7 @@ def _against_waves(frames: Tensor, rate: float, phase: float) -> Tensor:
     return (x * torch.cos(rate * torch.arange(x.shape[1], dtype=torch.float64) + phase)).mean(1)
 
 
-class SeedNoise:
+class SeedNoise(TableNoise):
     """Draws that depend on seed and draw alone, as recorded tables do."""
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
@@ -151,10 +151,8 @@ class SeedNoise:
         source = generator_of(1_000_003 * draw + seed)
         return torch.randn(tuple(shape), generator=source, dtype=torch.float64).to(self.dtype)
 
-    def draw(
-        self, seeds: Sequence[int], chunks: Sequence[int], draw: int, shape: tuple[int, ...]
-    ) -> Tensor:
-        return torch.stack([self.one(seed, draw, shape) for seed in seeds])
+    def draw(self, draws: Draws, shape: tuple[int, ...]) -> Tensor:
+        return torch.stack([self.one(seed, draws.number, shape) for seed in draws.seeds])
 
 
 def tiny_engine(

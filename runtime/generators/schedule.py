@@ -57,8 +57,3 @@ def all_sigmas(shift: float) -> Tensor:
 def to_x0(noisy: Tensor, flow: Tensor, sigma: float) -> Tensor:
     """The clean latents that ``flow`` points at, computed in float64 and cast back."""
     return (noisy.double() - sigma * flow.double()).to(noisy.dtype)
-
-
-def renoise(x0: Tensor, eps: Tensor, sigma: float) -> Tensor:
-    """Noise ``x0`` to level ``sigma``."""
-    return (1 - sigma) * x0 + sigma * eps

@@ -9,7 +9,7 @@ from runtime.engine import Engine, check_prompt, chunks_for
 from runtime.noise import PhiloxNoise
 from runtime.search import within_horizon
 from runtime.settings import PROMPT_CHARACTERS
-from runtime.types import ChunkEvent, ChunkRecord
+from runtime.types import ChunkEvent, ChunkRecord, Draws
 from tests.tiny import ByRow, SeedNoise, tiny_dit, tiny_engine, tiny_vae
 
 KEEP_APART = {"image": ByRow(lambda chunk, rows: [0.0] * rows)}
@@ -298,5 +298,5 @@ def test_the_engine_draws_from_philox_by_seed_and_chunk():
     engine = tiny_engine(2, {"search.policy": "single"})
     records, _ = stream(engine)
     philox = PhiloxNoise(torch.device("cpu"), torch.float64, "torch")
-    want = philox.draw([42, 1042], [0, 1], 0, engine.parts.generator.chunk_shape)
+    want = philox.draw(Draws((42, 1042), (0, 1), 0), engine.parts.generator.chunk_shape)
     assert same(noises(records), want)

@@ -12,9 +12,20 @@ using Words2 = std::array<uint32_t, 2>;
 
 Words4 philox4x32_10(const Words4& counter, const Words2& key);
 
-// Writes `elements` standard normal values to `out`, on at most `threads` threads. Word 0 of the
-// counter is the block number, from 0; `counter` holds words 1, 2 and 3.
-void philox_normal(float* out, int64_t elements, const Words2& key, const Words3& counter,
-                   int threads);
+// What tells one row's draw from all others. Word 0 of the counter is the block number; `counter`
+// holds words 1, 2 and 3.
+struct Stream {
+  Words2 key;
+  Words3 counter;
+};
+
+// `row` is seed, chunk and draw.
+Stream stream_of(const int64_t* row);
+
+constexpr int kTileValues = 256;
+
+// Writes the standard normal values number tile * kTileValues and following to `out`
+// [kTileValues].
+void philox_tile(float* out, int64_t tile, const Stream& stream);
 
 }  // namespace streamt1
