@@ -6,6 +6,7 @@ from itertools import count
 import pytest
 import torch
 
+from runtime.kernels.ema_merge import Ema
 from runtime.memory import KVPool, Lease, MemoryKeeper, pool_blocks
 from runtime.settings import MemorySettings
 from runtime.types import Memory, Route, Slot, Trajectory
@@ -155,25 +156,25 @@ def test_the_first_chunks_become_the_initial_sinks():
     assert starts(memory.sinks) == [0, 3] and starts(memory.window) == [6, 9]
 
 
-def merged_often(released: bool, times: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def merged_often(storage: str, times: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A bfloat16 sink before and after, and the exact value it should have."""
     pool = KVPool(2, (2, 30, 2, 26), torch.bfloat16, "cpu")
     pool.kv.copy_(torch.randn(pool.kv.shape, generator=torch.Generator().manual_seed(0)))
     sink, evicted = pool.kv[:, 0].double(), pool.kv[:, 1].double()
-    for _ in range(times):
-        pool.merge_(0, 0, 1, 0.999, 0.0, released)
+    for step in range(times):
+        pool.merge_(0, 0, 1, Ema(0.999, 0, storage, step=step))
     keep = 0.999**times
     return sink, pool.kv[:, 0].double(), keep * sink + (1 - keep) * evicted
 
 
 def test_a_hundred_merges_in_bfloat16_arrive_where_the_formula_says():
-    _, got, want = merged_often(False, 100)
+    _, got, want = merged_often("fp32_shadow", 100)
     assert ((got - want).abs() <= BF16_EPS * want.abs().clamp_min(BF16_EPS)).all()
 
 
 def test_the_released_rounding_hardly_moves_in_bfloat16():
     """0.999 * x rounds back to x, and 0.001 * y is lost next to an x of its own size."""
-    sink, got, want = merged_often(True, 100)
+    sink, got, want = merged_often("released", 100)
     assert (want != sink).double().mean() > 0.99
     assert (got == sink).double().mean() > 0.7
     assert (got - sink).abs().mean() < 0.3 * (want - sink).abs().mean()
@@ -183,11 +184,9 @@ def test_a_copied_sink_goes_on_from_its_unrounded_value():
     shelf = Shelf(dtype=torch.bfloat16)
     memory = shelf.full(Route.EMA)
     for _ in range(50):
-        shelf.pool.merge_(*[memory.sinks[0].block] * 2, memory.window[1].block, 0.999, 0, False)
-    rounded, shadow = (
-        shelf.value(memory.sinks[0]),
-        shelf.pool.shadows[memory.sinks[0].block].clone(),
-    )
+        sink = memory.sinks[0].block
+        shelf.pool.merge_(sink, sink, memory.window[1].block, Ema(0.999, 0, "fp32_shadow"))
+    rounded, shadow = shelf.value(memory.sinks[0]), shelf.pool.shadows[sink].clone()
     leaving = shelf.value(memory.window[0]).float()
     other = Memory(memory.sinks, (shelf.slot(3, Route.DISCARD), *memory.window[1:]))
     shelf.lease.hold(Memory(other.sinks, other.window[1:]))
