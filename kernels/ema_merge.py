@@ -15,7 +15,8 @@ In bfloat16 0.999 * x rounds back to x, so how the result is stored decides whet
     "stochastic"   bfloat16. Rounded up or down with the probability that makes the mean exact, by 16 bits of Philox for
                    each element; see ``stochastic_reference``. Costs no memory; right on average, not in each element.
     "released"     rounded after each of the three operations, and after the turn, as the released code does: after 100
-                   merges 7 % of the way is gone. In float32 the same bits as "once".
+                   merges of the embedded model's chunks 20 % of the way is gone (``bench/ema_drift.py``). In float32 the
+                   same bits as "once".
 
 Shapes   out, sink, evicted      [P, S, H, D] float32, bfloat16 or float16 (float64: impl="torch"). P = 2 * layers: keys
                                  then values; S tokens, H heads, D head dim. A plane lies dense, planes may be any

@@ -136,4 +136,6 @@ def _build(dtype: torch.dtype, storage: str, config: tuning.Config) -> Build:
     signature |= {"alpha": "fp32", "rest": "fp32"}
     label = f"ema_merge {dtype} {storage} BLOCK={config['BLOCK']}".replace("torch.", "")
     aligned = frozenset({*pointers, *strides, *(set(shadows) & set(signature)), "elements"})
-    return Build(label, ema_merge_kernel, signature, constants, config["num_warps"], aligned=aligned)
+    return Build(
+        label, ema_merge_kernel, signature, constants, config["num_warps"], aligned=aligned
+    )

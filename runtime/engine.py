@@ -117,7 +117,12 @@ class Engine:
     def implementations(self) -> dict[str, str]:
         """Which implementation of each op runs."""
         small = implementation(self.settings.run.ops)
-        return {"noise": small, "frame_pack": small, "attention": "sdpa", "ema_merge": self.pool.impl}
+        return {
+            "noise": small,
+            "frame_pack": small,
+            "attention": "sdpa",
+            "ema_merge": self.pool.impl,
+        }
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of ``prompt`` that the generator's tokeniser does not know."""
