@@ -47,6 +47,7 @@ __all__ = [
     "OFFERS",
     "SPACE",
     "STORAGES",
+    "STREAM",
     "Ema",
     "builds",
     "ema_merge_",
