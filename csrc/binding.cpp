@@ -120,9 +120,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("yuv420", &yuv420, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),
         py::arg("threads"));
   py::class_<streamt1::EmaMerge>(m, "EmaMerge")
-      .def(py::init(&streamt1::ema_merge_of), py::arg("addresses"), py::arg("strides"), py::arg("sizes"),
-           py::arg("dtype"), py::arg("storage"), py::arg("alpha"), py::arg("cos"), py::arg("sin"),
-           py::arg("bits"));
+      .def(py::init(&streamt1::ema_merge_of), py::arg("addresses"), py::arg("strides"),
+           py::arg("sizes"), py::arg("dtype"), py::arg("storage"), py::arg("alpha"), py::arg("cos"),
+           py::arg("sin"), py::arg("bits"));
   m.def("ema_merge", &ema_merge, py::arg("merge"), py::arg("threads"));
   m.def("ema_merge_emulated", &ema_merge_emulated, py::arg("merge"));
 #ifdef STREAMT1_WITH_CUDA

@@ -65,6 +65,7 @@ STORAGES: Mapping[str, frozenset[torch.dtype]] = {  # storage -> dtypes that hav
 }
 OFFERS = dict.fromkeys(("native", "triton", "cuda"), NARROW)
 MAX_ELEMENTS = 1 << 30  # of a plane: offsets inside one are 32-bit numbers
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _LOW = 0xFFFF_FFFF
 
 
@@ -178,7 +179,7 @@ def ema_merge_(
         out.copy_(stochastic_reference(mixed, how.seed, how.step) if stochastic else mixed)
     elif not out.numel():
         return
-    elif out[0].numel() > MAX_ELEMENTS or out.shape[-1] > 256:
+    elif out.numel() > MAX_ELEMENTS * len(out) or out.shape[-1] > 256:
         raise ValueError(
             f"impl={impl!r}: want heads of at most 256 and planes of at most {MAX_ELEMENTS} elements, got "
             f"{list(out.shape)}; use impl='torch'"
@@ -195,8 +196,8 @@ def _launch_compiled(impl: str, tensors: tuple[Tensor | None, ...], how: Ema) ->
     merge = module.EmaMerge(
         [0 if tensor is None else tensor.data_ptr() for tensor in tensors],
         [0 if tensor is None else tensor.stride(0) for tensor in tensors],
-        (len(out), out[0].numel(), out.shape[-1]),
-        str(out.dtype).removeprefix("torch."),
+        (len(out), out.numel() // len(out), out.shape[-1]),
+        _NAMES[out.dtype],
         how.storage,
         how.alpha,
         *temporal_turn(how.shift_frames, out.shape[-1]),
@@ -217,7 +218,7 @@ def _launch_triton(
     shadows: tuple[Tensor | None, Tensor | None],
     config: tuning.Config | None,
 ) -> None:
-    planes, elements, head_dim = len(out), out[0].numel(), out.shape[-1]
+    planes, elements, head_dim = len(out), out.numel() // len(out), out.shape[-1]
     gpu = tuning.gpu_name() if out.is_cuda else "default"
     chosen = config or tuning.nearest("ema_merge", {"elements": elements}, gpu)
     cos, sin = temporal_turn(how.shift_frames, head_dim)
@@ -262,20 +263,29 @@ def _check(
         raise ValueError(
             f"storage={how.storage!r} is for {names}, got {out.dtype}; use storage='once'"
         )
-    for name, tensor in (("out", out), ("sink", sink), ("evicted", evicted)):
-        check.shape(name, tensor, out.shape)
-        check.dtype(name, tensor, out.dtype)
-        check.same_device(name, tensor, out)
-        check.dense_rows(name, tensor, 3)
-    for name, shadow in zip(("shadow_in", "shadow_out"), shadows, strict=True):
-        if shadow is not None:
-            check.shape(name, shadow, out.shape)
-            check.dtype(name, shadow, torch.float32)
-            check.same_device(name, shadow, out)
-            check.dense_rows(name, shadow, 3)
+    heads, head_dim = out.shape[2:]
+    dense = (heads * head_dim, head_dim, 1)
+    _check_like(out, dense, out.dtype, out=out, sink=sink, evicted=evicted)
+    if shadows != (None, None):
+        _check_like(out, dense, torch.float32, shadow_in=shadows[0], shadow_out=shadows[1])
     if (how.storage == "fp32_shadow") != (shadows[1] is not None) or (
         shadows[0] is not None and shadows[1] is None
     ):
         raise ValueError("shadow_out: want one with storage='fp32_shadow', and shadows only there")
     if out.numel() and evicted.data_ptr() in (out.data_ptr(), sink.data_ptr()):
         raise ValueError("evicted: want another block than out and sink")
+
+
+def _check_like(
+    like: Tensor, dense: tuple[int, ...], dtype: torch.dtype, **tensors: Tensor | None
+) -> None:
+    """Shape, dtype, device and layout; the slow sentences are only asked for when something is wrong or unusual."""
+    wanted = (like.shape, dtype, like.device, dense)
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            got = (tensor.shape, tensor.dtype, tensor.device, tensor.stride()[1:])
+            if got != wanted:
+                check.shape(name, tensor, like.shape)
+                check.dtype(name, tensor, dtype)
+                check.same_device(name, tensor, like)
+                check.dense_rows(name, tensor, 3)

@@ -160,7 +160,9 @@ template <typename T, Storage kStorage>
 STREAMT1_BOTH void merge_vector(const EmaMerge& m, int64_t plane, uint32_t vector) {
   constexpr int kSize = Vector<T>::kSize;
   const int64_t start = int64_t{vector} * kSize;
-  const auto at = [start, plane](auto* base, int64_t stride) { return base + plane * stride + start; };
+  const auto at = [start, plane](auto* base, int64_t stride) {
+    return base + plane * stride + start;
+  };
   const auto taken = *reinterpret_cast<const Vector<T>*>(
       at(static_cast<const T*>(m.evicted), m.evicted_stride));
   Vector<T> sink, out;
@@ -175,7 +177,8 @@ STREAMT1_BOTH void merge_vector(const EmaMerge& m, int64_t plane, uint32_t vecto
   }
   for (int i = 0; i < kSize; ++i) fresh[i] = widen(taken.at[i]);
   if (plane < m.planes / 2) {
-    const int first = static_cast<int>(vector % static_cast<uint32_t>(m.head_dim / kSize)) * kSize / 2;
+    const auto vectors_of_head = static_cast<uint32_t>(m.head_dim / kSize);
+    const int first = static_cast<int>(vector % vectors_of_head) * (kSize / 2);
     for (int j = 0; j < kSize / 2; ++j)
       if (first + j < m.turned) {
         turn(&fresh[2 * j], &fresh[2 * j + 1], m.cos[first + j], m.sin[first + j]);
@@ -190,15 +193,18 @@ STREAMT1_BOTH void merge_vector(const EmaMerge& m, int64_t plane, uint32_t vecto
   } else if constexpr (kStorage == Storage::kStochastic) {
     uint32_t words[4];
     random_words(words, vector, static_cast<uint32_t>(plane), m);
-    for (int i = 0; i < kSize; ++i)
-      out.at[i] = narrow_randomly(mix(old[i], fresh[i], m), words[i / 2] >> 16 * (i % 2) & 0xFFFFu);
+    for (int i = 0; i < kSize; ++i) {
+      const uint32_t random = words[i / 2] >> 16 * (i % 2) & 0xFFFFu;
+      out.at[i] = narrow_randomly(mix(old[i], fresh[i], m), random);
+    }
   } else {
     for (int i = 0; i < kSize; ++i) old[i] = mix(old[i], fresh[i], m);
     for (int i = 0; i < kSize; ++i) narrow(old[i], &out.at[i]);
   }
   if constexpr (kStorage == Storage::kFloat32Shadow) {
     auto* shadow = reinterpret_cast<Vector<float>*>(at(m.shadow_out, m.shadow_out_stride));
-    for (int i = 0; i < kSize; i += 4) shadow[i / 4] = {{old[i], old[i + 1], old[i + 2], old[i + 3]}};
+    for (int i = 0; i < kSize; i += 4)
+      shadow[i / 4] = {{old[i], old[i + 1], old[i + 2], old[i + 3]}};
   }
   *reinterpret_cast<Vector<T>*>(at(static_cast<T*>(m.out), m.out_stride)) = out;
 }
@@ -209,7 +215,7 @@ struct Form {
   static constexpr Storage storage = kStorage;
 };
 
-// Calls `call` with the Form of a merge. Of float32 there is one: its released roundings are its own.
+// Calls `call` with the Form of a merge. float32 has one: its released roundings are its own.
 template <typename Call>
 void with_form(const EmaMerge& m, const Call& call) {
   const auto narrow_forms = [&](auto type) {

@@ -1,4 +1,4 @@
-// In-place EMA of an evicted KV block into a sink block. The contract is written in kernels/ema_merge.py.
+// EMA of an evicted KV block into a sink block. The contract is written in kernels/ema_merge.py.
 #pragma once
 
 #include <array>
