@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "streamt1/ema_merge.h"
 #include "streamt1/frame_pack.h"
 #include "streamt1/philox.h"
 #include "streamt1/slerp_noise.h"
@@ -124,6 +125,26 @@ void yuv420(uintptr_t out, uintptr_t frames, const std::string& dtype,
   streamt1::pack_yuv420(to, from, type, shape, threads);
 }
 
+void ema_merge(const streamt1::EmaMerge& merge, int threads) {
+  positive(threads);
+  const py::gil_scoped_release unlocked;
+  streamt1::ema_merge(merge, threads);
+}
+
+void ema_merge_emulated(const streamt1::EmaMerge& merge) {
+  streamt1::check_vectors(merge);
+  const py::gil_scoped_release unlocked;
+  streamt1::ema_merge_emulated(merge);
+}
+
+#ifdef STREAMT1_WITH_CUDA
+void ema_merge_cuda(const streamt1::EmaMerge& merge, uintptr_t stream) {
+  streamt1::check_vectors(merge);
+  const char* error = streamt1::ema_merge_cuda(merge, reinterpret_cast<void*>(stream));
+  if (error != nullptr) throw std::runtime_error(std::string("ema_merge: ") + error);
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -150,4 +171,13 @@ PYBIND11_MODULE(_C, m) {
         py::arg("threads"));
   m.def("yuv420", &yuv420, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),
         py::arg("threads"));
+  py::class_<streamt1::EmaMerge>(m, "EmaMerge")
+      .def(py::init(&streamt1::ema_merge_of), py::arg("addresses"), py::arg("strides"),
+           py::arg("sizes"), py::arg("dtype"), py::arg("storage"), py::arg("alpha"), py::arg("cos"),
+           py::arg("sin"), py::arg("bits"));
+  m.def("ema_merge", &ema_merge, py::arg("merge"), py::arg("threads"));
+  m.def("ema_merge_emulated", &ema_merge_emulated, py::arg("merge"));
+#ifdef STREAMT1_WITH_CUDA
+  m.def("ema_merge_cuda", &ema_merge_cuda, py::arg("merge"), py::arg("stream"));
+#endif
 }

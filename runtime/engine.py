@@ -99,9 +99,10 @@ class Engine:
         self.chunks = chunks_for(settings.seconds, generator.fps, generator.time_stride)
         self.policy = build_policy_of(settings)
         self.clean_all = wasteful
-        self.pool = KVPool(self._blocks(), generator.block_shape, generator.dtype, generator.device)
+        shape, dtype, device = generator.block_shape, generator.dtype, generator.device
+        self.pool = KVPool(self._blocks(), shape, dtype, device, settings.run.ops)
         memory = settings.memory if self.policy.sinks else replace(settings.memory, sinking=False)
-        self.keeper = MemoryKeeper(memory, self.pool, settings.released)
+        self.keeper = MemoryKeeper(memory, self.pool, settings.released, settings.search.seed)
         self.denoiser = Denoiser(
             generator.dit, self.pool, generator.schedule, rows, settings.run.attention
         )
@@ -118,8 +119,12 @@ class Engine:
     def implementations(self) -> dict[str, str]:
         """Which implementation of each op runs."""
         small = implementation(self.settings.run.ops)
-        attention = self.denoiser.attention.name
-        return {"noise": small, "frame_pack": small, "attention": attention, "ema_merge": "torch"}
+        return {
+            "noise": small,
+            "frame_pack": small,
+            "attention": self.denoiser.attention.name,
+            "ema_merge": self.pool.impl,
+        }
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of ``prompt`` that the generator's tokeniser does not know."""

@@ -16,8 +16,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from runtime.kernels.ema_merge import ema_merge_reference
-from runtime.settings import MemorySettings
+from runtime.kernels.dispatch import implementation
+from runtime.kernels.ema_merge import OFFERS, Ema, ema_merge_
+from runtime.settings import CHUNK_FRAMES, MemorySettings
 from runtime.types import Memory, Route, Slot, Trajectory
 
 
@@ -30,14 +31,15 @@ class KVPool:
         block_shape: tuple[int, int, int, int],
         dtype: torch.dtype,
         device: torch.device | str,
+        impl: str = "auto",
     ) -> None:
-        """``block_shape`` is (P, S, H, D)."""
+        """``block_shape`` is (P, S, H, D); ``impl`` asks for what merges, see ``kernels/dispatch.py``."""
         planes, *rest = block_shape
+        self.impl = implementation(impl, device, dtype, OFFERS)
         self.kv = torch.zeros(planes, blocks, *rest, dtype=dtype, device=device)  # [P, N, S, H, D]
         self.counts = [0] * blocks
-        self.shadows: dict[
-            int, Tensor
-        ] = {}  # float32 values of merged sinks, where the pool's dtype is narrower
+        # block -> what a merged sink was before it was rounded, [P, S, H, D] float32
+        self.shadows: dict[int, Tensor] = {}
 
     @property
     def blocks(self) -> int:
@@ -93,28 +95,33 @@ class KVPool:
             self.kv[layer, block].copy_(k[row])
             self.kv[layers + layer, block].copy_(v[row])
 
-    def merge_(
-        self,
-        target: int,
-        source: int,
-        evicted: int,
-        alpha: float,
-        shift_frames: float,
-        released: bool,
-    ) -> None:
-        """Block ``target`` becomes the EMA of blocks ``source`` and ``evicted``; target and source may be the same."""
-        narrow = self.kv.dtype not in (torch.float32, torch.float64)
-        merged = ema_merge_reference(
+    def merge_(self, target: int, source: int, evicted: int, how: Ema) -> None:
+        """Block ``target`` becomes the EMA of blocks ``source`` and ``evicted``; target and source may be the same.
+
+        A float32 or float64 pool has no use for a shadow or for random rounding: there it is one rounding a merge.
+        """
+        wide = self.kv.dtype in (torch.float32, torch.float64)
+        if wide and how.storage != "released":
+            how = replace(how, storage="once")
+        shadow_in = shadow_out = None
+        if how.storage == "fp32_shadow":
+            shadow_in = self.shadows.get(source)
+            if target not in self.shadows:
+                self.shadows[target] = torch.empty_like(
+                    self.kv[:, target],
+                    dtype=torch.float32,
+                    memory_format=torch.contiguous_format,
+                )
+            shadow_out = self.shadows[target]
+        ema_merge_(
+            self.kv[:, target],
             self.kv[:, source],
             self.kv[:, evicted],
-            alpha,
-            shift_frames,
-            rounding="released" if released else "once",
-            shadow=self.shadows.get(source),
+            how,
+            shadow_in=shadow_in,
+            shadow_out=shadow_out,
+            impl=self.impl,
         )
-        if narrow and not released:
-            self.shadows[target] = merged
-        self.kv[:, target].copy_(merged)
 
 
 class Lease:
@@ -149,15 +156,24 @@ class Lease:
 class MemoryKeeper:
     """Applies routes: what happens to the oldest chunk of a full window before the next chunk is drawn."""
 
-    def __init__(self, settings: MemorySettings, pool: KVPool, released: bool) -> None:
+    def __init__(
+        self, settings: MemorySettings, pool: KVPool, released: bool, seed: int = 0
+    ) -> None:
         self.settings = settings
         self.pool = pool
-        self.released = released
+        self.storage = settings.ema_storage
+        if self.storage == "auto":
+            self.storage = "released" if released else "fp32_shadow"
+        self.seed = seed  # of the stochastic rounding
 
     def make_room(self, survivors: Sequence[Trajectory], lease: Lease) -> tuple[Trajectory, ...]:
         """Every survivor whose window is full lets its oldest chunk go by its route, once per history."""
         merged: dict[tuple[int, int], int] = {}
-        return tuple(replace(s, memory=self._room(s.memory, lease, merged)) for s in survivors)
+        after = tuple(replace(s, memory=self._room(s.memory, lease, merged)) for s in survivors)
+        # What is no longer the latest sink of any history is never merged into again.
+        for block in _latest_sinks(survivors) - _latest_sinks(after):
+            self.pool.shadows.pop(block, None)
+        return after
 
     def _room(self, memory: Memory, lease: Lease, merged: dict[tuple[int, int], int]) -> Memory:
         if len(memory.window) < self.settings.window_chunks:
@@ -185,10 +201,14 @@ class MemoryKeeper:
             return replace(sink, block=block)
         shared = self.pool.counts[sink.block] > 1
         target = lease.allocate() if shared else sink.block
-        shift = sink.start_frame - leaving.start_frame
-        self.pool.merge_(
-            target, sink.block, leaving.block, self.settings.ema_alpha, shift, self.released
+        how = Ema(
+            self.settings.ema_alpha,
+            sink.start_frame - leaving.start_frame,
+            self.storage,
+            self.seed,
+            step=leaving.start_frame // CHUNK_FRAMES,
         )
+        self.pool.merge_(target, sink.block, leaving.block, how)
         if shared:
             merged[pair] = target
             lease.drop([sink])
@@ -199,6 +219,10 @@ class MemoryKeeper:
         if index < self.settings.sink_chunks:
             return replace(memory, sinks=(*memory.sinks, slot))
         return replace(memory, window=(*memory.window, slot))
+
+
+def _latest_sinks(histories: Sequence[Trajectory]) -> set[int]:
+    return {history.memory.sinks[-1].block for history in histories if history.memory.sinks}
 
 
 def pool_blocks(settings: MemorySettings, histories: int) -> int:

@@ -21,6 +21,7 @@ FIDELITIES = ("paper", "released")
 SCHEDULES = ("survivors", "released")
 OPS = ("auto", "native", "triton", "torch")
 ATTENTIONS = ("auto", "sdpa", "triton", "varlen", "fa2", "fa3", "fa4", "reference")
+EMA_STORAGES = ("auto", "fp32_shadow", "stochastic", "released")  # see kernels/ema_merge.py
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -84,6 +85,7 @@ class MemorySettings:
     sink_frames: int = 3  # s: the first frames of the video, never evicted
     max_sink_frames: int = 15  # Smax: with the appended ones
     ema_alpha: float = 0.999
+    ema_storage: str = "auto"  # how a merged sink is rounded; "auto": as the fidelity says
     quality_threshold: float = 0.0
     transition_threshold: float = 0.2
     sinking: bool = True  # False: what leaves the window is dropped
@@ -114,6 +116,7 @@ class MemorySettings:
                 raise ValueError(f"memory.{name}: want a number, got nan")
         if not 0.0 <= self.ema_alpha <= 1.0:
             raise ValueError(f"memory.ema_alpha: want a value in [0, 1], got {self.ema_alpha}")
+        _one_of("memory.ema_storage", self.ema_storage, EMA_STORAGES)
         _one_of("memory.rope", self.rope, ("absolute", "relative"))
 
     @property

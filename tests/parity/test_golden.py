@@ -85,7 +85,7 @@ def test_a_seed_that_was_never_drawn_is_named(full):
 
 @pytest.mark.parametrize("name", [FULL, "f_forward_units"])
 def test_a_merge_that_does_not_turn_the_keys_is_caught(name, monkeypatch):
-    monkeypatch.setattr(ema_merge, "shift_keys", lambda keys, shift_frames: keys)
+    monkeypatch.setattr(ema_merge, "temporal_turn", lambda shift_frames, head_dim: ((), ()))
     report = replayed(Case.read(FOLDER / name))
     assert not report.passed
     assert max(report.kv_error, report.tensor_error) > 1e-5
@@ -152,7 +152,7 @@ def test_the_command_writes_what_it_found(monkeypatch, tmp_path, capsys):
 
 
 def test_the_command_fails_when_a_case_differs(monkeypatch, capsys):
-    monkeypatch.setattr(ema_merge, "shift_keys", lambda keys, shift_frames: keys)
+    monkeypatch.setattr(ema_merge, "temporal_turn", lambda shift_frames, head_dim: ((), ()))
     assert run_door(monkeypatch, FOLDER / FULL) == 1
 
 

@@ -6,46 +6,10 @@ from itertools import count
 import pytest
 import torch
 
-from runtime.memory import KVPool, Lease, MemoryKeeper, pool_blocks
+from runtime.memory import KVPool, pool_blocks
 from runtime.settings import MemorySettings
-from runtime.types import Memory, Route, Slot, Trajectory
-
-SHAPE = (2, 3, 1, 6)  # P, S, H, D of a block: one layer, one token a frame
-BF16_EPS = torch.finfo(torch.bfloat16).eps
-
-
-class Shelf:
-    """A pool, a lease on it and a keeper, with blocks that are easy to tell apart."""
-
-    def __init__(
-        self, blocks: int = 20, dtype=torch.float64, released: bool = False, **sizes
-    ) -> None:
-        self.pool = KVPool(blocks, SHAPE, dtype, "cpu")
-        self.lease = Lease(self.pool)
-        self.settings = MemorySettings(**sizes)
-        self.keeper = MemoryKeeper(self.settings, self.pool, released)
-        self.source = torch.Generator().manual_seed(0)
-
-    def slot(self, start_frame: int, route: Route = Route.DISCARD) -> Slot:
-        """A fresh block of random keys and values."""
-        block = self.lease.allocate()
-        values = torch.randn(self.pool.kv[:, block].shape, generator=self.source)
-        self.pool.kv[:, block] = values.to(self.pool.kv.dtype)
-        return Slot(block, start_frame, route)
-
-    def full(self, route: Route) -> Memory:
-        """One initial sink and a full window whose oldest chunk leaves by ``route``."""
-        frames = (3 * i for i in range(1, 1 + self.settings.window_chunks))
-        return Memory((self.slot(0),), tuple(self.slot(frame, route) for frame in frames))
-
-    def room(self, *memories: Memory) -> list[Memory]:
-        survivors = self.keeper.make_room([Trajectory(memory=m) for m in memories], self.lease)
-        after = [survivor.memory for survivor in survivors]
-        self.pool.check(after)
-        return after
-
-    def value(self, slot: Slot) -> torch.Tensor:
-        return self.pool.kv[:, slot.block].clone()
+from runtime.types import Memory, Route, Slot
+from tests.shelf import SHAPE, Shelf
 
 
 def starts(slots: Sequence[Slot]) -> list[int]:
@@ -153,66 +117,6 @@ def test_the_first_chunks_become_the_initial_sinks():
     for index in range(4):
         memory = shelf.keeper.remember(memory, shelf.slot(3 * index), index)
     assert starts(memory.sinks) == [0, 3] and starts(memory.window) == [6, 9]
-
-
-def merged_often(released: bool, times: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A bfloat16 sink before and after, and the exact value it should have."""
-    pool = KVPool(2, (2, 30, 2, 26), torch.bfloat16, "cpu")
-    pool.kv.copy_(torch.randn(pool.kv.shape, generator=torch.Generator().manual_seed(0)))
-    sink, evicted = pool.kv[:, 0].double(), pool.kv[:, 1].double()
-    for _ in range(times):
-        pool.merge_(0, 0, 1, 0.999, 0.0, released)
-    keep = 0.999**times
-    return sink, pool.kv[:, 0].double(), keep * sink + (1 - keep) * evicted
-
-
-def test_a_hundred_merges_in_bfloat16_arrive_where_the_formula_says():
-    _, got, want = merged_often(False, 100)
-    assert ((got - want).abs() <= BF16_EPS * want.abs().clamp_min(BF16_EPS)).all()
-
-
-def test_the_released_rounding_hardly_moves_in_bfloat16():
-    """0.999 * x rounds back to x, and 0.001 * y is lost next to an x of its own size."""
-    sink, got, want = merged_often(True, 100)
-    assert (want != sink).double().mean() > 0.99
-    assert (got == sink).double().mean() > 0.7
-    assert (got - sink).abs().mean() < 0.3 * (want - sink).abs().mean()
-
-
-def test_a_copied_sink_goes_on_from_its_unrounded_value():
-    shelf = Shelf(dtype=torch.bfloat16)
-    memory = shelf.full(Route.EMA)
-    for _ in range(50):
-        shelf.pool.merge_(*[memory.sinks[0].block] * 2, memory.window[1].block, 0.999, 0, False)
-    rounded, shadow = (
-        shelf.value(memory.sinks[0]),
-        shelf.pool.shadows[memory.sinks[0].block].clone(),
-    )
-    leaving = shelf.value(memory.window[0]).float()
-    other = Memory(memory.sinks, (shelf.slot(3, Route.DISCARD), *memory.window[1:]))
-    shelf.lease.hold(Memory(other.sinks, other.window[1:]))
-    merged, kept = shelf.room(memory, other)
-    mine, theirs = (shelf.pool.shadows[m.sinks[0].block] for m in (merged, kept))
-    assert torch.equal(theirs, shadow) and torch.equal(shelf.value(kept.sinks[0]), rounded)
-    assert torch.allclose(mine[1], (0.999 * shadow + 0.001 * leaving)[1], rtol=1e-6)
-
-
-def test_a_block_forgets_its_shadow_when_it_is_freed():
-    shelf = Shelf(dtype=torch.bfloat16)
-    memory = shelf.full(Route.EMA)
-    bytes_before = shelf.pool.nbytes
-    (after,) = shelf.room(memory)
-    assert shelf.pool.nbytes == bytes_before + 4 * shelf.value(after.sinks[0]).numel()
-    shelf.lease.close()
-    assert not shelf.pool.shadows and shelf.pool.nbytes == bytes_before
-
-
-@pytest.mark.parametrize("released", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_wide_pools_need_no_shadow(dtype, released):
-    shelf = Shelf(dtype=dtype, released=released)
-    shelf.room(shelf.full(Route.EMA))
-    assert not shelf.pool.shadows
 
 
 def test_the_pool_holds_what_the_settings_can_need():

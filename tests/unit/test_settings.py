@@ -73,6 +73,7 @@ REFUSED = [
         math.nan,
         "memory.transition_threshold: want a number, got nan",
     ),
+    ("memory.ema_storage", "fp32-shadow", "did you mean 'fp32_shadow'"),
     ("memory.rope", "relativ", "did you mean 'relative'"),
     ("reward.window_chunks", 0, "reward.window_chunks: want at least 1, got 0"),
     ("reward.tau", 1.1, r"reward.tau: want a value in \[0, 1\], got 1.1"),
