@@ -1,0 +1,80 @@
+// bfloat16 and float16 to float32 and back: round to nearest, ties to even; NaN stays NaN. Plain
+// integer arithmetic and selections, so that loops over them vectorise on any instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "streamt1/dispatch.h"
+
+namespace streamt1 {
+
+enum class Float { kFloat32, kBFloat16, kFloat16 };
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Float16 {
+  uint16_t bits;
+};
+
+STREAMT1_INLINE uint32_t bits_of_float(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+STREAMT1_INLINE float float_of_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+STREAMT1_INLINE float to_float(float value) { return value; }
+
+STREAMT1_INLINE float to_float(BFloat16 value) { return float_of_bits(uint32_t{value.bits} << 16); }
+
+STREAMT1_INLINE float to_float(Float16 value) {
+  const uint32_t magnitude = value.bits & 0x7FFFu;
+  const uint32_t sign = (value.bits & 0x8000u) << 16;
+  constexpr uint32_t kRebias = 112u << 23;  // the exponent's bias goes from 15 to 127
+  const uint32_t normal = (magnitude << 13) + kRebias;
+  const uint32_t special = normal + kRebias;  // infinity and NaN: the exponent becomes 255
+  const auto steps = static_cast<float>(static_cast<int32_t>(magnitude));  // of the smallest float16
+  const uint32_t tiny = bits_of_float(steps * 0x1p-24f);
+  const uint32_t finite = magnitude < 0x0400u ? tiny : normal;
+  return float_of_bits(sign | (magnitude < 0x7C00u ? finite : special));
+}
+
+template <typename T>
+T from_float(float value);
+
+template <>
+STREAMT1_INLINE float from_float<float>(float value) {
+  return value;
+}
+
+template <>
+STREAMT1_INLINE BFloat16 from_float<BFloat16>(float value) {
+  const uint32_t bits = bits_of_float(value);
+  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  const uint32_t nan = (bits >> 16) | 0x0040u;
+  return {static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded)};
+}
+
+template <>
+STREAMT1_INLINE Float16 from_float<Float16>(float value) {
+  const uint32_t bits = bits_of_float(value);
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  // From 65520 on the carry reaches the exponent and makes infinity.
+  const uint32_t normal = (magnitude - (112u << 23) + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
+  // Next to 0.5 a float32 has the spacing of the smallest float16: the sum does the rounding.
+  const uint32_t tiny = bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3F000000u;
+  const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;
+  const uint32_t large = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;
+  return {static_cast<uint16_t>(((bits >> 16) & 0x8000u) |
+                                (magnitude < 0x47800000u ? finite : large))};
+}
+
+}  // namespace streamt1
