@@ -6,8 +6,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "streamt1/adaln.h"
 #include "streamt1/frame_pack.h"
 #include "streamt1/philox.h"
+#include "streamt1/qk_norm_rope_store.h"
 
 namespace py = pybind11;
 
@@ -75,6 +77,86 @@ void yuv420(uintptr_t out, uintptr_t frames, const std::string& dtype,
   streamt1::pack_yuv420(to, from, type, shape, threads);
 }
 
+streamt1::Float float_type(const std::string& name) {
+  if (name == "float32") return streamt1::Float::kFloat32;
+  if (name == "bfloat16") return streamt1::Float::kBFloat16;
+  if (name == "float16") return streamt1::Float::kFloat16;
+  throw std::invalid_argument("dtype: want float32, bfloat16 or float16, got " + name);
+}
+
+// Address (0: not there), batch stride, token or frame stride.
+using Strided = std::array<int64_t, 3>;
+
+streamt1::Rows<const void*> rows_in(const Strided& at) {
+  return {reinterpret_cast<const void*>(at[0]), at[1], at[2]};
+}
+
+streamt1::Rows<void*> rows_out(const Strided& at) {
+  return {reinterpret_cast<void*>(at[0]), at[1], at[2]};
+}
+
+streamt1::FrameVectors frame_vectors(const Strided& at) {
+  return {reinterpret_cast<const void*>(at[0]), at[1], at[2]};
+}
+
+template <size_t N>
+void at_least_one(const std::array<int64_t, N>& sizes) {
+  for (const int64_t size : sizes)
+    if (size < 1) throw std::invalid_argument("shape: want sizes of at least 1");
+}
+
+// From where, to where, address of the weight, address of the blocks.
+using Stream = std::tuple<Strided, Strided, uintptr_t, uintptr_t>;
+
+streamt1::NormedStream normed_stream(const Stream& stream) {
+  const auto& [from, to, weight, blocks] = stream;
+  if (from[0] && !to[0]) throw std::invalid_argument("out: want an address, got 0");
+  return {rows_in(from), rows_out(to), reinterpret_cast<const void*>(weight),
+          reinterpret_cast<const int32_t*>(blocks)};
+}
+
+// The grid is addresses of rates and frames, the batch stride of the frames, rows and columns; no
+// rates: no rotation.
+void qk_norm_rope_store(const std::array<Stream, 3>& streams, const std::array<int64_t, 5>& grid,
+                        const std::array<int64_t, 4>& sizes, const std::string& dtype,
+                        int threads) {
+  const auto q = normed_stream(streams[0]), k = normed_stream(streams[1]);
+  const auto v = normed_stream(streams[2]);
+  if ((q.from.data && !q.weight) || (k.from.data && !k.weight))
+    throw std::invalid_argument("weight: want an address, got 0");
+  at_least_one(sizes);
+  const auto [rates, frames, frames_stride, rows, columns] = grid;
+  if (rates && (!frames || rows < 1 || columns < 1 || sizes[1] % (rows * columns)))
+    throw std::invalid_argument("grid: want frames, and rows * columns that divide the tokens");
+  const auto type = float_type(dtype);
+  positive(threads);
+  const py::gil_scoped_release unlocked;
+  streamt1::qk_norm_rope_store(
+      q, k, v,
+      {reinterpret_cast<const int64_t*>(rates), reinterpret_cast<const int64_t*>(frames),
+       frames_stride, rows, columns},
+      {sizes[0], sizes[1], sizes[2], sizes[3]}, type, threads);
+}
+
+// `to` is addresses of the residual sum and of the norm; either may be 0.
+void adaln(const std::array<Strided, 5>& from, bool one_plus, const std::array<int64_t, 2>& to,
+           const std::array<int64_t, 4>& sizes, const std::string& dtype, int threads) {
+  const auto& [x, y, gate, scale, shift] = from;
+  const auto [total, out] = to;
+  pointer<const void>(static_cast<uintptr_t>(x[0]), "x");
+  if ((total != 0) != (y[0] != 0)) throw std::invalid_argument("y: want an address with total's");
+  if (out && (!scale[0] || !shift[0]))
+    throw std::invalid_argument("scale, shift: want addresses with out's");
+  at_least_one(sizes);
+  const auto type = float_type(dtype);
+  positive(threads);
+  const py::gil_scoped_release unlocked;
+  streamt1::adaln({rows_in(x), rows_in(y), frame_vectors(gate), frame_vectors(scale),
+                   frame_vectors(shift), one_plus, reinterpret_cast<void*>(total),
+                   reinterpret_cast<void*>(out)},
+                  {sizes[0], sizes[1], sizes[2], sizes[3]}, type, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -93,6 +175,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("philox4x32_10", &streamt1::philox4x32_10, py::arg("counter"), py::arg("key"));
   m.def("philox_normal", &philox_normal, py::arg("out"), py::arg("elements"), py::arg("key"),
         py::arg("counter"), py::arg("threads"));
+  m.def("adaln", &adaln, py::arg("from"), py::arg("one_plus"), py::arg("to"), py::arg("shape"),
+        py::arg("dtype"), py::arg("threads"));
+  m.def("qk_norm_rope_store", &qk_norm_rope_store, py::arg("streams"), py::arg("grid"),
+        py::arg("shape"), py::arg("dtype"), py::arg("threads"));
   m.def("rgb24", &rgb24, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),
         py::arg("threads"));
   m.def("yuv420", &yuv420, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),

@@ -41,7 +41,7 @@ STREAMT1_INLINE float to_float(Float16 value) {
   constexpr uint32_t kRebias = 112u << 23;  // the exponent's bias goes from 15 to 127
   const uint32_t normal = (magnitude << 13) + kRebias;
   const uint32_t special = normal + kRebias;  // infinity and NaN: the exponent becomes 255
-  const auto steps = static_cast<float>(static_cast<int32_t>(magnitude));  // of the smallest float16
+  const auto steps = static_cast<float>(static_cast<int32_t>(magnitude));  // of 2^-24
   const uint32_t tiny = bits_of_float(steps * 0x1p-24f);
   const uint32_t finite = magnitude < 0x0400u ? tiny : normal;
   return float_of_bits(sign | (magnitude < 0x7C00u ? finite : special));
