@@ -11,13 +11,9 @@ namespace streamt1 {
 
 enum class Float { kFloat32, kBFloat16, kFloat16 };
 
-struct BFloat16 {
-  uint16_t bits;
-};
-
-struct Float16 {
-  uint16_t bits;
-};
+// The bits of a value. Scalar types of their own: loops over a struct do not vectorise.
+enum class BFloat16 : uint16_t {};
+enum class Float16 : uint16_t {};
 
 STREAMT1_INLINE uint32_t bits_of_float(float value) {
   uint32_t bits;
@@ -33,11 +29,13 @@ STREAMT1_INLINE float float_of_bits(uint32_t bits) {
 
 STREAMT1_INLINE float to_float(float value) { return value; }
 
-STREAMT1_INLINE float to_float(BFloat16 value) { return float_of_bits(uint32_t{value.bits} << 16); }
+STREAMT1_INLINE float to_float(BFloat16 value) {
+  return float_of_bits(static_cast<uint32_t>(value) << 16);
+}
 
 STREAMT1_INLINE float to_float(Float16 value) {
-  const uint32_t magnitude = value.bits & 0x7FFFu;
-  const uint32_t sign = (value.bits & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(value) & 0x7FFFu;
+  const uint32_t sign = (static_cast<uint32_t>(value) & 0x8000u) << 16;
   constexpr uint32_t kRebias = 112u << 23;  // the exponent's bias goes from 15 to 127
   const uint32_t normal = (magnitude << 13) + kRebias;
   const uint32_t special = normal + kRebias;  // infinity and NaN: the exponent becomes 255
@@ -60,7 +58,7 @@ STREAMT1_INLINE BFloat16 from_float<BFloat16>(float value) {
   const uint32_t bits = bits_of_float(value);
   const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
   const uint32_t nan = (bits >> 16) | 0x0040u;
-  return {static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded)};
+  return BFloat16((bits & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded);
 }
 
 template <>
@@ -73,8 +71,7 @@ STREAMT1_INLINE Float16 from_float<Float16>(float value) {
   const uint32_t tiny = bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3F000000u;
   const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;
   const uint32_t large = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;
-  return {static_cast<uint16_t>(((bits >> 16) & 0x8000u) |
-                                (magnitude < 0x47800000u ? finite : large))};
+  return Float16(((bits >> 16) & 0x8000u) | (magnitude < 0x47800000u ? finite : large));
 }
 
 }  // namespace streamt1
