@@ -95,10 +95,6 @@ streamt1::Rows<void*> rows_out(const Strided& at) {
   return {reinterpret_cast<void*>(at[0]), at[1], at[2]};
 }
 
-streamt1::FrameVectors frame_vectors(const Strided& at) {
-  return {reinterpret_cast<const void*>(at[0]), at[1], at[2]};
-}
-
 template <size_t N>
 void at_least_one(const std::array<int64_t, N>& sizes) {
   for (const int64_t size : sizes)
@@ -138,24 +134,44 @@ void qk_norm_rope_store(const std::array<Stream, 3>& streams, const std::array<i
       {sizes[0], sizes[1], sizes[2], sizes[3]}, type, threads);
 }
 
-// `to` is addresses of the residual sum and of the norm; either may be 0.
-void adaln(const std::array<Strided, 5>& from, bool one_plus, const std::array<int64_t, 2>& to,
-           const std::array<int64_t, 4>& sizes, const std::string& dtype, int threads) {
-  const auto& [x, y, gate, scale, shift] = from;
-  const auto [total, out] = to;
-  pointer<const void>(static_cast<uintptr_t>(x[0]), "x");
-  if ((total != 0) != (y[0] != 0)) throw std::invalid_argument("y: want an address with total's");
-  if (out && (!scale[0] || !shift[0]))
-    throw std::invalid_argument("scale, shift: want addresses with out's");
-  at_least_one(sizes);
-  const auto type = float_type(dtype);
-  positive(threads);
-  const py::gil_scoped_release unlocked;
-  streamt1::adaln({rows_in(x), rows_in(y), frame_vectors(gate), frame_vectors(scale),
-                   frame_vectors(shift), one_plus, reinterpret_cast<void*>(total),
-                   reinterpret_cast<void*>(out)},
-                  {sizes[0], sizes[1], sizes[2], sizes[3]}, type, threads);
-}
+// A launch but for its addresses: made once for all calls of one layout.
+class Adaln {
+ public:
+  // Strides of x and y (batch, token), gate, scale and shift (batch, frame); sizes B, F, P, E.
+  Adaln(const std::array<int64_t, 10>& strides, const std::array<int64_t, 4>& sizes, bool one_plus,
+        const std::string& dtype)
+      : shape_{sizes[0], sizes[1], sizes[2], sizes[3]}, type_(float_type(dtype)) {
+    at_least_one(sizes);
+    job_.x = {nullptr, strides[0], strides[1]};
+    job_.y = {nullptr, strides[2], strides[3]};
+    job_.gate = {nullptr, strides[4], strides[5]};
+    job_.scale = {nullptr, strides[6], strides[7]};
+    job_.shift = {nullptr, strides[8], strides[9]};
+    job_.one_plus = one_plus;
+  }
+
+  void operator()(uintptr_t x, uintptr_t y, uintptr_t gate, uintptr_t scale, uintptr_t shift,
+                  uintptr_t total, uintptr_t out, int threads) const {
+    if ((total != 0) != (y != 0)) throw std::invalid_argument("total: want an address with y's");
+    if (out && (!scale || !shift)) throw std::invalid_argument("scale, shift: want addresses");
+    streamt1::Adaln job = job_;
+    job.x.data = pointer<const void>(x, "x");
+    job.y.data = reinterpret_cast<const void*>(y);
+    job.gate.data = reinterpret_cast<const void*>(gate);
+    job.scale.data = reinterpret_cast<const void*>(scale);
+    job.shift.data = reinterpret_cast<const void*>(shift);
+    job.total = reinterpret_cast<void*>(total);
+    job.out = reinterpret_cast<void*>(out);
+    positive(threads);
+    const py::gil_scoped_release unlocked;
+    streamt1::adaln(job, shape_, type_, threads);
+  }
+
+ private:
+  streamt1::Adaln job_;
+  streamt1::AdalnShape shape_;
+  streamt1::Float type_;
+};
 
 }  // namespace
 
@@ -175,8 +191,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("philox4x32_10", &streamt1::philox4x32_10, py::arg("counter"), py::arg("key"));
   m.def("philox_normal", &philox_normal, py::arg("out"), py::arg("elements"), py::arg("key"),
         py::arg("counter"), py::arg("threads"));
-  m.def("adaln", &adaln, py::arg("from"), py::arg("one_plus"), py::arg("to"), py::arg("shape"),
-        py::arg("dtype"), py::arg("threads"));
+  py::class_<Adaln>(m, "Adaln")
+      .def(py::init<const std::array<int64_t, 10>&, const std::array<int64_t, 4>&, bool,
+                    const std::string&>(),
+           py::arg("strides"), py::arg("shape"), py::arg("one_plus"), py::arg("dtype"))
+      .def("__call__", &Adaln::operator());
   m.def("qk_norm_rope_store", &qk_norm_rope_store, py::arg("streams"), py::arg("grid"),
         py::arg("shape"), py::arg("dtype"), py::arg("threads"));
   m.def("rgb24", &rgb24, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),

@@ -18,7 +18,8 @@ Raises   ValueError for a wrong shape, dtype, device or layout, and for an input
          has one).
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +30,12 @@ from torch import Tensor
 from runtime.kernels import check, tuning
 from runtime.kernels.build import Build, pointer
 from runtime.kernels.dispatch import NARROW, implementation
+from runtime.kernels.layout import Key, addresses, key, layouts
 from runtime.kernels.native import extension
 from runtime.kernels.triton_lang import jit, tl, triton
 from runtime.kernels.tuning import Config
 
 EPS = 1e-6
-DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in NARROW}
 SPACE: list[Config] = [
     {"TOKENS": tokens, "num_warps": warps, "num_stages": 1}
     for tokens in (1, 2, 4)
@@ -105,7 +106,7 @@ def adaln(
     impl = implementation(impl, x.device, x.dtype)
     if impl == "torch":
         return adaln_reference(x, scale, shift)
-    return _run(impl, _Call(x, scale=scale, shift=shift), config)[1]
+    return _run(impl, (x, None, None, scale, shift), config)[1]
 
 
 def gated_residual(
@@ -115,7 +116,7 @@ def gated_residual(
     impl = implementation(impl, x.device, x.dtype)
     if impl == "torch":
         return gated_residual_reference(x, y, gate)
-    return _run(impl, _Call(x, y, gate), config)[0]
+    return _run(impl, (x, y, gate, None, None), config)[0]
 
 
 def residual_adaln(
@@ -132,7 +133,7 @@ def residual_adaln(
     if impl == "torch":
         x = gated_residual_reference(x, y, gate)
         return x, adaln_reference(x, scale, shift)
-    return _run(impl, _Call(x, y, gate, scale, shift), config)
+    return _run(impl, (x, y, gate, scale, shift), config)
 
 
 def residual_layer_norm(
@@ -149,96 +150,84 @@ def residual_layer_norm(
     if impl == "torch":
         x = gated_residual_reference(x, y, gate)
         return x, layer_norm_reference(x, weight, bias)
-    return _run(impl, _Call(x, y, gate, weight, bias, affine=True), config)
+    return _run(impl, (x, y, gate, weight, bias), config, affine=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What is there decides what is done: y a residual sum, scale a norm."""
-
-    x: Tensor
-    y: Tensor | None = None
-    gate: Tensor | None = None
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    affine: bool = False  # scale and shift are [E], the norm's own
-
-    @property
-    def frames(self) -> int:
-        """F; without a vector for each frame, all tokens are one."""
-        per_frame = self.gate if self.scale is None or self.affine else self.scale
-        return 1 if per_frame is None else per_frame.shape[1]
+Inputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
-def _run(impl: str, call: _Call, config: Config | None) -> tuple[Any, Any]:
-    """x' and the norm; None for what was not asked for."""
-    _check(impl, call)
-    x = call.x
-    total = None if call.y is None else x.new_empty(x.shape)
-    out = None if call.scale is None else x.new_empty(x.shape)
-    if x.numel():
-        _LAUNCH[impl](call, total, out, config)
+def _run(impl: str, inputs: Inputs, config: Config | None, affine: bool = False) -> tuple[Any, Any]:
+    """x' and the norm of x, y, gate, scale and shift: a residual sum if there is y, a norm if there is a scale."""
+    check.no_gradient(impl, *[t for t in inputs if t is not None])
+    plan = _plan(impl, key(*inputs), affine)
+    x, y, _, scale, _ = inputs
+    total = None if y is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+    out = None if scale is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+    if not x.numel():
+        return total, out
+    if impl == "native":
+        plan.native(*addresses(*inputs, total, out), torch.get_num_threads())
+    else:
+        plan.triton((*inputs, total, out), config)
     return total, out
 
 
-def _steps(vector: Tensor | None) -> tuple[int, int]:
-    """From row to row and from frame to frame."""
-    if vector is None or vector.dim() == 1:
-        return 0, 0
-    return vector.stride(0) if len(vector) > 1 else 0, vector.stride(1)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A launch but for its addresses. Strides are x's, y's, gate's, scale's and shift's, two each."""
+
+    sizes: tuple[int, int, int, int]  # B, F, P, E
+    steps: tuple[int, ...]
+    forms: dict[str, bool]
+    native: Any  # the extension's plan
+
+    def triton(self, tensors: Sequence[Tensor | None], config: Config | None) -> None:
+        B, frames, P, E = self.sizes
+        config = config or tuning.nearest("adaln", {"width": E}, tuning.gpu_name())
+        anything = tensors[0]  # stands for what is not there and is never touched
+        _adaln_kernel[(triton.cdiv(P, config["TOKENS"]), frames, B)](
+            *(anything if t is None else t for t in tensors),
+            *self.steps,
+            P,
+            E=E,
+            BLOCK_E=triton.next_power_of_2(E),
+            **self.forms,
+            **config,
+        )
 
 
-def _native(call: _Call, total: Tensor | None, out: Tensor | None, config: Config | None) -> None:
-    B, S, E = call.x.shape
-    rows = [(0, 0, 0) if t is None else (t.data_ptr(), *t.stride()[:2]) for t in (call.x, call.y)]
-    vectors = [
-        (0, 0, 0) if t is None else (t.data_ptr(), *_steps(t))
-        for t in (call.gate, call.scale, call.shift)
-    ]
-    to = [0 if t is None else t.data_ptr() for t in (total, out)]
-    sizes, threads = (B, call.frames, S // call.frames, E), torch.get_num_threads()
-    name = DTYPE_NAMES[call.x.dtype]
-    extension().adaln([*rows, *vectors], not call.affine, to, sizes, name, threads)
-
-
-def _triton(call: _Call, total: Tensor | None, out: Tensor | None, config: Config | None) -> None:
-    x, (B, S, E), frames = call.x, call.x.shape, call.frames
-    tensors = (x, call.y, call.gate, call.scale, call.shift, total, out)
-    rows = [step for t in (x, call.y) for step in ((0, 0) if t is None else t.stride()[:2])]
-    vectors = [step for t in (call.gate, call.scale, call.shift) for step in _steps(t)]
-    config = config or tuning.nearest("adaln", {"width": E}, tuning.gpu_name())
-    _adaln_kernel[(triton.cdiv(S // frames, config["TOKENS"]), frames, B)](
-        *(x if t is None else t for t in tensors), *rows, *vectors, S // frames,
-        E=E, BLOCK_E=triton.next_power_of_2(E), RESIDUAL=total is not None,
-        GATED=call.gate is not None, NORM=out is not None, ONE_PLUS=not call.affine, **config,
-    )  # fmt: skip
-
-
-_LAUNCH = {"native": _native, "triton": _triton}
-
-
-def _check(impl: str, call: _Call) -> None:
-    x, frames = call.x, call.frames
+@functools.lru_cache(maxsize=1024)
+def _plan(impl: str, of: Key, affine: bool) -> _Plan:
+    x, y, gate, scale, shift = inputs = layouts(of)
+    per_frame = gate if scale is None or affine else scale
+    frames = 1 if per_frame is None or per_frame.dim() < 2 else per_frame.shape[1]
     check.shape("x", x, ["B", "S", "E"])
     B, S, E = x.shape
     if frames < 1 or S % frames:
         raise ValueError(f"x: want tokens of {frames} equal frames, got {S}")
-    scale, shift = ("weight", "bias") if call.affine else ("scale", "shift")
-    named = {"x": x, "y": call.y, "gate": call.gate, scale: call.scale, shift: call.shift}
-    for name, t in named.items():
+    names = ("x", "y", "gate", *(("weight", "bias") if affine else ("scale", "shift")))
+    steps: list[int] = []
+    for name, t in zip(names, inputs, strict=True):
         if t is None:
+            steps += [0, 0]
             continue
-        if name in ("x", "y"):
-            want = [B, S, E]
-        elif name in ("weight", "bias"):
-            want = [E]
-        else:
-            want = [B if len(t) > 1 else 1, frames, 1, E]
-        check.shape(name, t, want)
+        vector = [E] if name in ("weight", "bias") else [B if len(t.shape) and t.shape[0] != 1 else 1, frames, 1, E]
+        check.shape(name, t, [B, S, E] if name in ("x", "y") else vector)
         check.dtype(name, t, x.dtype)
         check.dense_rows(name, t, 1)
         check.same_device(name, t, x)
-        check.no_gradient(impl, t)
+        steps += [0, 0] if t.dim() == 1 else t.steps(0, 1)
+    forms = {
+        "RESIDUAL": y is not None,
+        "GATED": gate is not None,
+        "NORM": scale is not None,
+        "ONE_PLUS": not affine,
+    }
+    sizes = (B, frames, S // frames, E)
+    native = None
+    if impl == "native" and x.numel():
+        native = extension().Adaln(steps, sizes, not affine, str(x.dtype).removeprefix("torch."))
+    return _Plan(sizes, tuple(steps), forms, native)
 
 
 def builds() -> Iterator[Build]:

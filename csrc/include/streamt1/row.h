@@ -27,14 +27,16 @@ STREAMT1_INLINE void write_row(T* __restrict to, const float* __restrict from, i
   for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(from[i]);
 }
 
-// Sum over i of value(i).
+// Sum over i of value(i), which may write what it computes.
 template <typename Value>
 STREAMT1_INLINE float sum_row(int64_t count, Value value) {
   constexpr int kLanes = 32;
   float lanes[kLanes] = {};
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
+  for (; i + kLanes <= count; i += kLanes) {
+#pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += value(i + lane);
+  }
   for (int lane = 0; i + lane < count; ++lane) lanes[lane] += value(i + lane);
   for (int half = kLanes / 2; half > 0; half /= 2)
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
