@@ -84,55 +84,60 @@ streamt1::Float float_type(const std::string& name) {
   throw std::invalid_argument("dtype: want float32, bfloat16 or float16, got " + name);
 }
 
-// Address (0: not there), batch stride, token or frame stride.
-using Strided = std::array<int64_t, 3>;
-
-streamt1::Rows<const void*> rows_in(const Strided& at) {
-  return {reinterpret_cast<const void*>(at[0]), at[1], at[2]};
-}
-
-streamt1::Rows<void*> rows_out(const Strided& at) {
-  return {reinterpret_cast<void*>(at[0]), at[1], at[2]};
-}
-
 template <size_t N>
 void at_least_one(const std::array<int64_t, N>& sizes) {
   for (const int64_t size : sizes)
     if (size < 1) throw std::invalid_argument("shape: want sizes of at least 1");
 }
 
-// From where, to where, address of the weight, address of the blocks.
-using Stream = std::tuple<Strided, Strided, uintptr_t, uintptr_t>;
+// A launch but for its addresses: made once for all calls of one layout. What a call has not is 0.
+class QKNormRopeStore {
+ public:
+  // Strides (batch, token) of q, k, v and of where they go; rows and columns of a frame; the batch
+  // stride of the frames; sizes B, S, H, D.
+  QKNormRopeStore(const std::array<int64_t, 12>& strides, const std::array<int64_t, 2>& patches,
+                  int64_t frames_stride, const std::array<int64_t, 4>& sizes,
+                  const std::string& dtype)
+      : shape_{sizes[0], sizes[1], sizes[2], sizes[3]}, type_(float_type(dtype)) {
+    at_least_one(sizes);
+    at_least_one(patches);
+    if (sizes[1] % (patches[0] * patches[1]))
+      throw std::invalid_argument("patches: want rows * columns that divide the tokens");
+    for (int i = 0; i < 3; ++i) {
+      streams_[i].from = {nullptr, strides[2 * i], strides[2 * i + 1]};
+      streams_[i].to = {nullptr, strides[6 + 2 * i], strides[7 + 2 * i]};
+    }
+    grid_ = {nullptr, nullptr, frames_stride, patches[0], patches[1]};
+  }
 
-streamt1::NormedStream normed_stream(const Stream& stream) {
-  const auto& [from, to, weight, blocks] = stream;
-  if (from[0] && !to[0]) throw std::invalid_argument("out: want an address, got 0");
-  return {rows_in(from), rows_out(to), reinterpret_cast<const void*>(weight),
-          reinterpret_cast<const int32_t*>(blocks)};
-}
+  // Addresses of q, k, v, of where they go, of both weights, rates, frames and blocks.
+  void operator()(const std::array<uintptr_t, 3>& from, const std::array<uintptr_t, 3>& to,
+                  const std::array<uintptr_t, 2>& weights, uintptr_t rates, uintptr_t frames,
+                  uintptr_t blocks, int threads) const {
+    auto streams = streams_;
+    auto grid = grid_;
+    for (int i = 0; i < 3; ++i) {
+      if (from[i] == 0) continue;
+      streams[i].from.data = reinterpret_cast<const void*>(from[i]);
+      streams[i].to.data = pointer<void>(to[i], "to");
+      if (i < 2) streams[i].weight = pointer<const void>(weights[i], "weight");
+      if (i > 0) streams[i].blocks = reinterpret_cast<const int32_t*>(blocks);
+    }
+    if (rates) {
+      grid.rates = reinterpret_cast<const int64_t*>(rates);
+      grid.frames = pointer<const int64_t>(frames, "frames");
+    }
+    positive(threads);
+    const py::gil_scoped_release unlocked;
+    streamt1::qk_norm_rope_store(streams[0], streams[1], streams[2], grid, shape_, type_, threads);
+  }
 
-// The grid is addresses of rates and frames, the batch stride of the frames, rows and columns; no
-// rates: no rotation.
-void qk_norm_rope_store(const std::array<Stream, 3>& streams, const std::array<int64_t, 5>& grid,
-                        const std::array<int64_t, 4>& sizes, const std::string& dtype,
-                        int threads) {
-  const auto q = normed_stream(streams[0]), k = normed_stream(streams[1]);
-  const auto v = normed_stream(streams[2]);
-  if ((q.from.data && !q.weight) || (k.from.data && !k.weight))
-    throw std::invalid_argument("weight: want an address, got 0");
-  at_least_one(sizes);
-  const auto [rates, frames, frames_stride, rows, columns] = grid;
-  if (rates && (!frames || rows < 1 || columns < 1 || sizes[1] % (rows * columns)))
-    throw std::invalid_argument("grid: want frames, and rows * columns that divide the tokens");
-  const auto type = float_type(dtype);
-  positive(threads);
-  const py::gil_scoped_release unlocked;
-  streamt1::qk_norm_rope_store(
-      q, k, v,
-      {reinterpret_cast<const int64_t*>(rates), reinterpret_cast<const int64_t*>(frames),
-       frames_stride, rows, columns},
-      {sizes[0], sizes[1], sizes[2], sizes[3]}, type, threads);
-}
+ private:
+  std::array<streamt1::NormedStream, 3> streams_;
+  streamt1::TokenGrid grid_;
+  streamt1::NormRopeShape shape_;
+  streamt1::Float type_;
+};
 
 // A launch but for its addresses: made once for all calls of one layout.
 class Adaln {
@@ -196,8 +201,12 @@ PYBIND11_MODULE(_C, m) {
                     const std::string&>(),
            py::arg("strides"), py::arg("shape"), py::arg("one_plus"), py::arg("dtype"))
       .def("__call__", &Adaln::operator());
-  m.def("qk_norm_rope_store", &qk_norm_rope_store, py::arg("streams"), py::arg("grid"),
-        py::arg("shape"), py::arg("dtype"), py::arg("threads"));
+  py::class_<QKNormRopeStore>(m, "QKNormRopeStore")
+      .def(py::init<const std::array<int64_t, 12>&, const std::array<int64_t, 2>&, int64_t,
+                    const std::array<int64_t, 4>&, const std::string&>(),
+           py::arg("strides"), py::arg("patches"), py::arg("frames_stride"), py::arg("shape"),
+           py::arg("dtype"))
+      .def("__call__", &QKNormRopeStore::operator());
   m.def("rgb24", &rgb24, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),
         py::arg("threads"));
   m.def("yuv420", &yuv420, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),

@@ -211,7 +211,11 @@ def _plan(impl: str, of: Key, affine: bool) -> _Plan:
         if t is None:
             steps += [0, 0]
             continue
-        vector = [E] if name in ("weight", "bias") else [B if len(t.shape) and t.shape[0] != 1 else 1, frames, 1, E]
+        vector = (
+            [E]
+            if name in ("weight", "bias")
+            else [B if len(t.shape) and t.shape[0] != 1 else 1, frames, 1, E]
+        )
         check.shape(name, t, [B, S, E] if name in ("x", "y") else vector)
         check.dtype(name, t, x.dtype)
         check.dense_rows(name, t, 1)
@@ -240,7 +244,7 @@ def builds() -> Iterator[Build]:
         "residual_layer_norm gated": {"ONE_PLUS": False},
     }
     flags = {"RESIDUAL": True, "GATED": True, "NORM": True, "ONE_PLUS": True}
-    tensors = "x y gate scale shift total out".split()
+    tensors = ["x", "y", "gate", "scale", "shift", "total", "out"]
     steps = [f"{t}_{axis}" for t in "xy" for axis in "bs"]
     steps += [f"{t}_{axis}" for t in ("gate", "scale", "shift") for axis in "bf"]
     for dtype in sorted(NARROW, key=str):
@@ -249,7 +253,13 @@ def builds() -> Iterator[Build]:
                 continue
             for config in tuning.shipped("adaln"):
                 numbers = {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
-                constants = {"E": 1536, "BLOCK_E": 2048, "TOKENS": config["TOKENS"], **flags, **form}
+                constants = {
+                    "E": 1536,
+                    "BLOCK_E": 2048,
+                    "TOKENS": config["TOKENS"],
+                    **flags,
+                    **form,
+                }
                 yield Build(
                     f"adaln {dtype} {label} {config}",
                     _adaln_kernel,

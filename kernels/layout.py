@@ -40,9 +40,7 @@ class Layout(NamedTuple):
 
 def key(*tensors: Tensor | None) -> Key:
     """Equal for tensors that only differ in what they hold."""
-    return tuple(
-        [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
-    )
+    return tuple([None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors])
 
 
 def layouts(of: Key) -> list[Any]:

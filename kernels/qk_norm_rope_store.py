@@ -19,8 +19,10 @@ Raises   ValueError for a wrong shape, dtype, device or layout, and for an input
          (q' may be q) or does not overlap with any.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,13 +30,13 @@ from torch import Tensor
 from runtime.kernels import check, tuning
 from runtime.kernels.build import Build, pointer
 from runtime.kernels.dispatch import NARROW, implementation
+from runtime.kernels.layout import Key, addresses, key, layouts
 from runtime.kernels.native import extension
 from runtime.kernels.rotary import Positions, rotate, turn_rates
 from runtime.kernels.triton_lang import jit, tl, triton
 from runtime.kernels.tuning import Config
 
 EPS = 1e-6
-DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in NARROW}
 FLOATS = (*NARROW, torch.float64)
 SPACE: list[Config] = [{"num_warps": warps, "num_stages": 1} for warps in (1, 2, 4, 8)]
 
@@ -101,7 +103,7 @@ def _rotated(x, cos, sin, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr):
 # flight together. Eight neighbouring values of a head are one thread's: 16-byte accesses in the narrow dtypes.
 @jit
 def _qk_norm_rope_store_kernel(
-    q, k, v, norm_q, norm_k, out_q, out_k, out_v, blocks, rates, frames,
+    q, k, v, norm_q, norm_k, rates, frames, out_q, out_k, out_v, blocks,
     q_b, q_s, k_b, k_s, v_b, v_s, to_q_b, to_q_s, to_k_b, to_k_s, to_v_b, to_v_s,
     frames_b, patches, columns,
     H: tl.constexpr, D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -156,167 +158,142 @@ def qk_norm_rope_store(
     impl = implementation(impl, q.device, q.dtype)
     if impl == "torch" and into is None:
         return qk_norm_rope_store_reference(q, k, v, norms, positions)
-    _check_inputs((q, k, v), norms)
-    shape = _check_positions(positions, q)
-    if into is None:
-        value = v.unflatten(-1, shape[2:])
-        into = Destination(q.new_empty(shape), q.new_empty(shape), value)
-    else:
-        value = None
-        _check_destination(into, q, shape)
     check.no_gradient(impl, q, k, v, *norms)
+    to = (None, None, None, None) if into is None else (into.q, into.k, into.v, into.blocks)
+    inputs, frames = (q, k, v, *norms), positions.frames
+    grid = (positions.rows, positions.columns, positions.head_dim)
+    plan = _plan(impl, key(*inputs, frames, *to), grid)
     if impl == "torch":
-        _copy(qk_norm_rope_store_reference(q, k, v, norms, positions), into)
-    elif q.numel():
-        streams = [
-            _Stream(q, into.q, norms[0]),
-            _Stream(k, into.k, norms[1], into.blocks),
-            *([_Stream(v, into.v, None, into.blocks)] if value is None else []),
-        ]
-        _LAUNCH[impl](_Call(streams, *shape[2:], positions), config)
-    return into.q, into.k, into.v
+        return _copy(qk_norm_rope_store_reference(q, k, v, norms, positions), *to)
+    new_q, new_k = (q.new_empty(plan.sizes), q.new_empty(plan.sizes)) if into is None else to[:2]
+    rates = turn_rates(positions.head_dim, q.device)
+    plan.run((*inputs, rates, frames, new_q, new_k, *to[2:]), config)
+    return new_q, new_k, v.unflatten(-1, plan.sizes[2:]) if into is None else into.v
 
 
-def rms_norm(
-    x: Tensor, weight: Tensor, impl: str = "auto", config: Config | None = None
-) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, impl: str = "auto", config: Config | None = None) -> Tensor:
     """x [B, S, E] normed and weighted as queries are, without a rotation -> [B, S, E]."""
     impl = implementation(impl, x.device, x.dtype)
     if impl == "torch":
         return rms_norm_reference(x, weight)
-    _check_inputs((x,), (weight,))
     check.no_gradient(impl, x, weight)
+    inputs = (x, None, None, weight, None)
+    plan = _plan(impl, key(*inputs, *[None] * 5), None)
     out = x.new_empty(x.shape)
-    if x.numel():
-        _LAUNCH[impl](_Call([_Stream(x, out, weight)], 1, x.shape[2]), config)
+    plan.run((*inputs, None, None, out, None, None, None), config)
     return out
 
 
 @dataclass(frozen=True, slots=True)
-class _Stream:
-    """One of q, k, v: where it is read and written, and its weight; without one it is copied."""
+class _Plan:
+    """A launch but for its addresses, which come in the order of the kernel's arguments. None is what is not there."""
 
-    x: Tensor
-    to: Tensor
-    weight: Tensor | None
-    blocks: Tensor | None = None
+    sizes: tuple[int, int, int, int]  # B, S, H, D
+    steps: tuple[int, ...]  # of q, k, v and where they go: batch and token
+    grid: tuple[int, int, int]  # batch stride of the frames, patches of a frame, columns
+    native: Any  # the extension's plan
 
+    def run(self, tensors: Sequence[Tensor | None], config: Config | None) -> None:
+        if 0 in self.sizes:
+            return
+        if self.native is None:
+            return self._triton(tensors, config)
+        q, k, v, norm_q, norm_k, rates, frames, to_q, to_k, to_v, blocks = addresses(*tensors)
+        from_v = v if to_v else 0
+        to, norms, threads = (to_q, to_k, to_v), (norm_q, norm_k), torch.get_num_threads()
+        self.native((q, k, from_v), to, norms, rates, frames, blocks, threads)
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One to three streams, q first; without positions nothing turns."""
-
-    streams: list[_Stream]
-    heads: int
-    head_dim: int
-    positions: Positions | None = None
-
-    @property
-    def grid(self) -> tuple[Tensor, Tensor, int, int, int]:
-        """Rates, frames, the frames' batch stride, rows and columns."""
-        assert self.positions is not None
-        frames = self.positions.frames
-        rates = turn_rates(self.head_dim, frames.device)
-        step = frames.stride(0) if len(frames) > 1 else 0
-        return rates, frames, step, self.positions.rows, self.positions.columns
-
-
-def _native(call: _Call, config: Config | None) -> None:
-    streams = [
-        (
-            (s.x.data_ptr(), *s.x.stride()[:2]),
-            (s.to.data_ptr(), *s.to.stride()[:2]),
-            0 if s.weight is None else s.weight.data_ptr(),
-            0 if s.blocks is None else s.blocks.data_ptr(),
-        )
-        for s in call.streams
-    ]
-    streams += [((0, 0, 0), (0, 0, 0), 0, 0)] * (3 - len(streams))
-    grid = (0, 0, 0, 1, 1)
-    if call.positions is not None:
-        rates, frames, *steps = call.grid
-        grid = (rates.data_ptr(), frames.data_ptr(), *steps)
-    q = call.streams[0].x
-    sizes = (*q.shape[:2], call.heads, call.head_dim)
-    name, threads = DTYPE_NAMES[q.dtype], torch.get_num_threads()
-    extension().qk_norm_rope_store(streams, grid, sizes, name, threads)
+    def _triton(self, tensors: Sequence[Tensor | None], config: Config | None) -> None:
+        B, S, H, D = self.sizes
+        config = config or tuning.nearest("qk_norm_rope_store", {"width": H * D}, tuning.gpu_name())
+        q, k, rates, to_v, blocks = (tensors[i] for i in (0, 1, 5, 9, 10))
+        _qk_norm_rope_store_kernel[(S, B)](
+            *(q if t is None else t for t in tensors),  # q stands for what is never touched
+            *self.steps, *self.grid,
+            H=H, D=D, BLOCK_H=triton.next_power_of_2(H), BLOCK_D=triton.next_power_of_2(D),
+            ROTATE=rates is not None, KEYS=k is not None, VALUES=to_v is not None,
+            BLOCKS=blocks is not None, **config,
+        )  # fmt: skip
 
 
-def _triton(call: _Call, config: Config | None) -> None:
-    q, k, v = (call.streams + call.streams[:1] * 2)[:3]  # what is not there is never touched
-    H, D = call.heads, call.head_dim
-    rates, frames, frames_b, rows, columns = call.grid if call.positions else (q.x, q.x, 0, 1, 1)
-    config = config or tuning.nearest("qk_norm_rope_store", {"width": H * D}, tuning.gpu_name())
-    _qk_norm_rope_store_kernel[(q.x.shape[1], q.x.shape[0])](
-        q.x, k.x, v.x, q.weight, k.weight, q.to, k.to, v.to,
-        q.x if k.blocks is None else k.blocks, rates, frames,
-        *(t.stride(axis) for t in (q.x, k.x, v.x, q.to, k.to, v.to) for axis in (0, 1)),
-        frames_b, rows * columns, columns,
-        H=H, D=D, BLOCK_H=triton.next_power_of_2(H), BLOCK_D=triton.next_power_of_2(D),
-        ROTATE=call.positions is not None, KEYS=len(call.streams) > 1,
-        VALUES=len(call.streams) > 2, BLOCKS=k.blocks is not None,
-        **config,
-    )  # fmt: skip
-
-
-_LAUNCH = {"native": _native, "triton": _triton}
-
-
-def _copy(made: tuple[Tensor, Tensor, Tensor], into: Destination) -> None:
-    """The reference's way to a destination."""
-    into.q.copy_(made[0])
-    for x, to in zip(made[1:], (into.k, into.v), strict=True):
-        if into.blocks is None:
-            to.copy_(x)
-        else:
-            to[into.blocks.long()] = x
-
-
-def _check_inputs(streams: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    q = streams[0]
+@functools.lru_cache(maxsize=1024)
+def _plan(impl: str, of: Key, grid: tuple[int, int, int] | None) -> _Plan:
+    """``grid`` is rows, columns and head dim of a rotation."""
+    q, k, v, norm_q, norm_k, frames, to_q, to_k, to_v, blocks = layouts(of)
     check.shape("q", q, ["B", "S", "E"])
-    check.dtype("q", q, FLOATS)
-    for name, x in zip("qkv", streams, strict=False):
-        check.shape(name, x, q.shape)
-        check.dense_rows(name, x, 1)
-        _check_like(name, x, q)
-    for name, weight in zip(("norm_q", "norm_k"), weights, strict=False):
-        check.shape(name, weight, q.shape[2:])
-        check.contiguous(name, weight)
-        _check_like(name, weight, q)
+    B, S, E = q.shape
+    for name, x in (("q", q), ("k", k), ("v", v), ("norm_q", norm_q), ("norm_k", norm_k)):
+        if x is not None:
+            check.shape(name, x, [B, S, E] if name in "qkv" else [E])
+            _check_like(name, x, q, FLOATS)
+            check.dense_rows(name, x, 1)
+    rows, columns, D = grid or (1, 1, E)
+    frames_step = 0
+    if grid is not None:
+        _check_positions(frames, q, grid)
+        frames_step = frames.steps(0)[0]
+    sizes = (B, S, E // D, D)
+    if to_q is not None:
+        _check_destination((to_q, to_k, to_v), blocks, q, sizes)
+    steps: list[int] = []
+    for x in (q, k, v, to_q, to_k, to_v):
+        if x is None:  # fresh, or not there
+            steps += [S * E, E]
+        else:
+            steps += x.strides[:2]
+    native = None
+    if impl == "native" and 0 not in sizes:
+        name = str(q.dtype).removeprefix("torch.")
+        native = extension().QKNormRopeStore(steps, (rows, columns), frames_step, sizes, name)
+    return _Plan(sizes, tuple(steps), (frames_step, rows * columns, columns), native)
 
 
-def _check_like(name: str, x: Tensor, q: Tensor) -> None:
+def _check_like(name: str, x: Any, q: Any, dtypes: Sequence[torch.dtype] = ()) -> None:
+    check.dtype(name, x, dtypes or q.dtype)
     check.dtype(name, x, q.dtype)
     check.same_device(name, x, q)
 
 
-def _check_positions(positions: Positions, q: Tensor) -> tuple[int, int, int, int]:
-    """[B, S, H, D] of the result."""
-    (B, S, E), D, frames = q.shape, positions.head_dim, positions.frames
-    check.shape("positions.frames", frames, [B if len(frames) > 1 else 1, "F"])
+def _check_positions(frames: Any, q: Any, grid: tuple[int, int, int]) -> None:
+    (B, S, E), (rows, columns, D) = q.shape, grid
+    check.shape(
+        "positions.frames", frames, [1 if len(frames.shape) and frames.shape[0] == 1 else B, "F"]
+    )
     check.dtype("positions.frames", frames, torch.int64)
     check.dense_rows("positions.frames", frames, 1)
     check.same_device("positions.frames", frames, q)
     if D < 6 or D % 2 or E % D:
         raise ValueError(f"positions.head_dim: want an even divisor of {E}, at least 6, got {D}")
-    if positions.tokens != S:
-        raise ValueError(f"positions: want {S} tokens as q has, got {positions.tokens}")
-    return B, S, E // D, D
+    if frames.shape[1] * rows * columns != S:
+        raise ValueError(
+            f"positions: want {S} tokens as q has, got {frames.shape[1]} frames of {rows} x {columns}"
+        )
 
 
-def _check_destination(into: Destination, q: Tensor, shape: tuple[int, int, int, int]) -> None:
-    B, S, H, D = shape
-    for name, to in (("q", into.q), ("k", into.k), ("v", into.v)):
-        paged = into.blocks is not None and name != "q"
-        check.shape(f"into.{name}", to, ["N" if paged else B, S, H, D])
-        check.dense_rows(f"into.{name}", to, 2)
-        _check_like(f"into.{name}", to, q)
-    if into.blocks is not None:
-        check.shape("into.blocks", into.blocks, [B])
-        check.dtype("into.blocks", into.blocks, torch.int32)
-        check.contiguous("into.blocks", into.blocks)
-        check.same_device("into.blocks", into.blocks, q)
+def _check_destination(to: Sequence[Any], blocks: Any, q: Any, sizes: Sequence[int]) -> None:
+    for name, place in zip("qkv", to, strict=True):
+        paged = blocks is not None and name != "q"
+        check.shape(f"into.{name}", place, ["N" if paged else sizes[0], *sizes[1:]])
+        check.dense_rows(f"into.{name}", place, 2)
+        _check_like(f"into.{name}", place, q)
+    if blocks is not None:
+        check.shape("into.blocks", blocks, sizes[:1])
+        check.dtype("into.blocks", blocks, torch.int32)
+        check.contiguous("into.blocks", blocks)
+        check.same_device("into.blocks", blocks, q)
+
+
+def _copy(
+    made: tuple[Tensor, Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, blocks: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The reference's way to a destination."""
+    q.copy_(made[0])
+    for x, to in zip(made[1:], (k, v), strict=True):
+        if blocks is None:
+            to.copy_(x)
+        else:
+            to[blocks.long()] = x
+    return q, k, v
 
 
 def builds() -> Iterator[Build]:
@@ -329,7 +306,7 @@ def builds() -> Iterator[Build]:
     }
     sizes = {"H": 12, "D": 128, "BLOCK_H": 16, "BLOCK_D": 128}
     flags = {"ROTATE": True, "KEYS": False, "VALUES": False, "BLOCKS": False}
-    tensors = "q k v norm_q norm_k out_q out_k out_v".split()
+    tensors = ["q", "k", "v", "norm_q", "norm_k", "out_q", "out_k", "out_v"]
     steps = [f"{to}{x}_{axis}" for to in ("", "to_") for x in "qkv" for axis in "bs"]
     for dtype in sorted(NARROW, key=str):
         for label, form in forms.items():

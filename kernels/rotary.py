@@ -54,9 +54,7 @@ def rope_split(head_dim: int) -> tuple[int, int, int]:
 
 def axis_rates(pairs: int, device: torch.device | str = "cpu") -> Tensor:
     """Rotation per unit of position, [pairs] float64."""
-    return torch.pow(
-        float(BASE), -torch.arange(pairs, dtype=torch.float64, device=device) / pairs
-    )
+    return torch.pow(float(BASE), -torch.arange(pairs, dtype=torch.float64, device=device) / pairs)
 
 
 def rope_angles(frames: Tensor, rows: int, columns: int, head_dim: int) -> Tensor:
