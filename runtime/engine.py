@@ -60,7 +60,7 @@ class Parts:
         device, dtype = find_device(run.device), DTYPES[run.dtype]
         asked = policy.judges or policy.rates
         return Parts(
-            load_generator(run.generator, device, dtype),
+            load_generator(run.generator, device, dtype, run.ops),
             load_reward(settings.reward.image, run.device) if asked else None,
             load_reward(settings.reward.video, run.device) if asked else None,
             noise_room.PhiloxNoise(device, dtype, run.ops),
@@ -115,8 +115,16 @@ class Engine:
     @property
     def implementations(self) -> dict[str, str]:
         """Which implementation of each op runs."""
-        small = implementation(self.settings.run.ops)
-        return {"noise": small, "frame_pack": small, "attention": "sdpa", "ema_merge": "torch"}
+        small, generator = implementation(self.settings.run.ops), self.parts.generator
+        dit = implementation(generator.dit.ops, generator.device, generator.dtype)
+        return {
+            "noise": small,
+            "frame_pack": small,
+            "attention": "sdpa",
+            "ema_merge": "torch",
+            "qk_norm_rope": dit,
+            "adaln": dit,
+        }
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of ``prompt`` that the generator's tokeniser does not know."""
