@@ -7,9 +7,11 @@
 #include <stdexcept>
 #include <string>
 
+#include "streamt1/adaln.h"
 #include "streamt1/ema_merge.h"
 #include "streamt1/frame_pack.h"
 #include "streamt1/philox.h"
+#include "streamt1/qk_norm_rope_store.h"
 #include "streamt1/slerp_noise.h"
 
 namespace py = pybind11;
@@ -144,6 +146,106 @@ void ema_merge_cuda(const streamt1::EmaMerge& merge, uintptr_t stream) {
   if (error != nullptr) throw std::runtime_error(std::string("ema_merge: ") + error);
 }
 #endif
+streamt1::Float float_type(const std::string& name) {
+  if (name == "float32") return streamt1::Float::kFloat32;
+  if (name == "bfloat16") return streamt1::Float::kBFloat16;
+  if (name == "float16") return streamt1::Float::kFloat16;
+  throw std::invalid_argument("dtype: want float32, bfloat16 or float16, got " + name);
+}
+
+template <size_t N>
+void at_least_one(const std::array<int64_t, N>& sizes) {
+  for (const int64_t size : sizes)
+    if (size < 1) throw std::invalid_argument("shape: want sizes of at least 1");
+}
+
+// A launch but for its addresses: made once for all calls of one layout. What a call has not is 0.
+class QKNormRopeStore {
+ public:
+  // Strides (batch, token) of q, k, v and of where they go; rows and columns of a frame; the batch
+  // stride of the frames; sizes B, S, H, D.
+  QKNormRopeStore(const std::array<int64_t, 12>& strides, const std::array<int64_t, 2>& patches,
+                  int64_t frames_stride, const std::array<int64_t, 4>& sizes,
+                  const std::string& dtype)
+      : shape_{sizes[0], sizes[1], sizes[2], sizes[3]}, type_(float_type(dtype)) {
+    at_least_one(sizes);
+    at_least_one(patches);
+    if (sizes[1] % (patches[0] * patches[1]))
+      throw std::invalid_argument("patches: want rows * columns that divide the tokens");
+    for (int i = 0; i < 3; ++i) {
+      streams_[i].from = {nullptr, strides[2 * i], strides[2 * i + 1]};
+      streams_[i].to = {nullptr, strides[6 + 2 * i], strides[7 + 2 * i]};
+    }
+    grid_ = {nullptr, nullptr, frames_stride, patches[0], patches[1]};
+  }
+
+  // Addresses of q, k, v, of where they go, of both weights, rates, frames and blocks.
+  void operator()(const std::array<uintptr_t, 3>& from, const std::array<uintptr_t, 3>& to,
+                  const std::array<uintptr_t, 2>& weights, uintptr_t rates, uintptr_t frames,
+                  uintptr_t blocks, int threads) const {
+    auto streams = streams_;
+    auto grid = grid_;
+    for (int i = 0; i < 3; ++i) {
+      if (from[i] == 0) continue;
+      streams[i].from.data = reinterpret_cast<const void*>(from[i]);
+      streams[i].to.data = pointer<void>(to[i], "to");
+      if (i < 2) streams[i].weight = pointer<const void>(weights[i], "weight");
+      if (i > 0) streams[i].blocks = reinterpret_cast<const int32_t*>(blocks);
+    }
+    if (rates) {
+      grid.rates = reinterpret_cast<const int64_t*>(rates);
+      grid.frames = pointer<const int64_t>(frames, "frames");
+    }
+    positive(threads);
+    const py::gil_scoped_release unlocked;
+    streamt1::qk_norm_rope_store(streams[0], streams[1], streams[2], grid, shape_, type_, threads);
+  }
+
+ private:
+  std::array<streamt1::NormedStream, 3> streams_;
+  streamt1::TokenGrid grid_;
+  streamt1::NormRopeShape shape_;
+  streamt1::Float type_;
+};
+
+// A launch but for its addresses: made once for all calls of one layout.
+class Adaln {
+ public:
+  // Strides of x and y (batch, token), gate, scale and shift (batch, frame); sizes B, F, P, E.
+  Adaln(const std::array<int64_t, 10>& strides, const std::array<int64_t, 4>& sizes, bool one_plus,
+        const std::string& dtype)
+      : shape_{sizes[0], sizes[1], sizes[2], sizes[3]}, type_(float_type(dtype)) {
+    at_least_one(sizes);
+    job_.x = {nullptr, strides[0], strides[1]};
+    job_.y = {nullptr, strides[2], strides[3]};
+    job_.gate = {nullptr, strides[4], strides[5]};
+    job_.scale = {nullptr, strides[6], strides[7]};
+    job_.shift = {nullptr, strides[8], strides[9]};
+    job_.one_plus = one_plus;
+  }
+
+  void operator()(uintptr_t x, uintptr_t y, uintptr_t gate, uintptr_t scale, uintptr_t shift,
+                  uintptr_t total, uintptr_t out, int threads) const {
+    if ((total != 0) != (y != 0)) throw std::invalid_argument("total: want an address with y's");
+    if (out && (!scale || !shift)) throw std::invalid_argument("scale, shift: want addresses");
+    streamt1::Adaln job = job_;
+    job.x.data = pointer<const void>(x, "x");
+    job.y.data = reinterpret_cast<const void*>(y);
+    job.gate.data = reinterpret_cast<const void*>(gate);
+    job.scale.data = reinterpret_cast<const void*>(scale);
+    job.shift.data = reinterpret_cast<const void*>(shift);
+    job.total = reinterpret_cast<void*>(total);
+    job.out = reinterpret_cast<void*>(out);
+    positive(threads);
+    const py::gil_scoped_release unlocked;
+    streamt1::adaln(job, shape_, type_, threads);
+  }
+
+ private:
+  streamt1::Adaln job_;
+  streamt1::AdalnShape shape_;
+  streamt1::Float type_;
+};
 
 }  // namespace
 
@@ -167,6 +269,17 @@ PYBIND11_MODULE(_C, m) {
         py::arg("from"), py::arg("sizes"), py::arg("beta"), py::arg("slerp"), py::arg("threads"));
   m.def("renoise", &renoise, py::arg("out"), py::arg("dtype"), py::arg("streams"), py::arg("x0"),
         py::arg("sigma"), py::arg("sizes"), py::arg("threads"));
+  py::class_<Adaln>(m, "Adaln")
+      .def(py::init<const std::array<int64_t, 10>&, const std::array<int64_t, 4>&, bool,
+                    const std::string&>(),
+           py::arg("strides"), py::arg("shape"), py::arg("one_plus"), py::arg("dtype"))
+      .def("__call__", &Adaln::operator());
+  py::class_<QKNormRopeStore>(m, "QKNormRopeStore")
+      .def(py::init<const std::array<int64_t, 12>&, const std::array<int64_t, 2>&, int64_t,
+                    const std::array<int64_t, 4>&, const std::string&>(),
+           py::arg("strides"), py::arg("patches"), py::arg("frames_stride"), py::arg("shape"),
+           py::arg("dtype"))
+      .def("__call__", &QKNormRopeStore::operator());
   m.def("rgb24", &rgb24, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),
         py::arg("threads"));
   m.def("yuv420", &yuv420, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),

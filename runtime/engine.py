@@ -60,7 +60,7 @@ class Parts:
         device, dtype = find_device(run.device), DTYPES[run.dtype]
         asked = policy.judges or policy.rates
         return Parts(
-            load_generator(run.generator, device, dtype),
+            load_generator(run.generator, device, dtype, run.ops),
             load_reward(settings.reward.image, run.device) if asked else None,
             load_reward(settings.reward.video, run.device) if asked else None,
             noise_room.PhiloxNoise(device, dtype, run.ops),
@@ -118,12 +118,15 @@ class Engine:
     @property
     def implementations(self) -> dict[str, str]:
         """Which implementation of each op runs."""
-        small = implementation(self.settings.run.ops)
+        small, generator = implementation(self.settings.run.ops), self.parts.generator
+        dit = implementation(generator.dit.ops, generator.device, generator.dtype)
         return {
             "noise": small,
             "frame_pack": small,
             "attention": self.denoiser.attention.name,
             "ema_merge": self.pool.impl,
+            "qk_norm_rope": dit,
+            "adaln": dit,
         }
 
     def unknown_words(self, prompt: str) -> list[str]:

@@ -87,8 +87,10 @@ class StreamingVAE:
         return None if states[0] is None else type(states[0]).stack(states)
 
 
-def load_generator(name: str, device: torch.device, dtype: torch.dtype) -> Generator:
-    """The generator called ``name``. ValueError for an unknown name or a file that is not what it should be."""
+def load_generator(
+    name: str, device: torch.device, dtype: torch.dtype, ops: str = "torch"
+) -> Generator:
+    """The generator called ``name``, its DiT run by kernels ``ops``. ValueError for an unknown name or a file that is not what it should be."""
     if name not in GENERATORS:
         guess = difflib.get_close_matches(name, GENERATORS, n=1)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
@@ -96,4 +98,4 @@ def load_generator(name: str, device: torch.device, dtype: torch.dtype) -> Gener
             f"unknown generator {name!r}; known: {', '.join(sorted(GENERATORS))}{hint}"
         )
     module, _, attribute = GENERATORS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)(device, dtype)
+    return getattr(importlib.import_module(module), attribute)(device, dtype, ops=ops)

@@ -25,10 +25,12 @@ FRAME_SIZE = 96  # pixels a side
 Built = TypeVar("Built", bound=nn.Module)
 
 
-def load(device: torch.device, dtype: torch.dtype, folder: Path = FOLDER) -> Generator:
+def load(
+    device: torch.device, dtype: torch.dtype, folder: Path = FOLDER, ops: str = "torch"
+) -> Generator:
     """The embedded generator on ``device``. ValueError for a missing, damaged or foreign file in ``folder``."""
     vae = _build(folder, "vae", lambda sizes: WanVAE(VAEConfig(**sizes)))
-    dit = _build(folder, "dit", lambda sizes: WanDiT(DiTConfig(**sizes)))
+    dit = _build(folder, "dit", lambda sizes: WanDiT(DiTConfig(**sizes), ops))
     encoder = _build(folder, "text", _text_encoder)
     for name, module in (("vae", vae), ("dit", dit), ("text", encoder)):
         load_weights_(module, folder / f"{name}.safetensors", SHARED if module is encoder else {})

@@ -7,8 +7,10 @@ business of the ``attend`` callable it is given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,15 +19,14 @@ from torch import Tensor, nn
 
 from runtime.generators.wan_layers import (
     Block,
+    Destinations,
     KVStore,
     SelfAttention,
-    dense_attention,
-    gate,
-    modulate,
-    rope_angles,
     sinusoid,
     wide,
 )
+from runtime.kernels.adaln import adaln, residual_adaln, residual_layer_norm
+from runtime.kernels.rotary import Positions
 
 PATCH = 2
 
@@ -68,20 +69,39 @@ class TextContext:
     values: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What every block of one forward is given."""
+
+    text: TextContext
+    positions: Positions
+    attend: SelfAttention
+    destinations: Destinations | None
+
+
 class Head(nn.Module):
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()
         self.head = nn.Linear(dim, out)
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
+    def modulated(self, dtype: torch.dtype, e: Tensor) -> list[Tensor]:
+        """Shift and scale per token frame: e [B, F, E] -> two [B, F, 1, E] in ``dtype``."""
+        m = (self.modulation + e[:, :, None]).to(dtype)
+        return list(m.unsqueeze(3).unbind(2))
+
 
 class WanDiT(nn.Module):
-    """The denoiser. ``forward`` predicts flow for one chunk (or, in training, for many frames at once)."""
+    """The denoiser. ``forward`` predicts flow for one chunk (or, in training, for many frames at once).
 
-    def __init__(self, config: DiTConfig) -> None:
+    ``ops`` names the implementation of its kernels; only "torch" has gradients.
+    """
+
+    def __init__(self, config: DiTConfig, ops: str = "torch") -> None:
         super().__init__()
         c = config
         self.config = c
+        self.ops = ops
         self.patch_embedding = nn.Conv3d(
             c.channels, c.dim, (1, PATCH, PATCH), stride=(1, PATCH, PATCH)
         )
@@ -107,39 +127,42 @@ class WanDiT(nn.Module):
         pairs = [block.cross_kv(text) for block in self.blocks]
         return TextContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
-    def rope(self, frames: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [B, S, D / 2] of absolute frame indices [B, F] at latent size height x width."""
-        angles = rope_angles(frames, height // PATCH, width // PATCH, self.config.head_dim)
+    def rope(self, frames: Tensor, height: int, width: int) -> Positions:
+        """Where the tokens of absolute latent frames [B or 1, F] int64 stand, at latent size height x width."""
         dtype = wide(self.patch_embedding.weight.dtype)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        return Positions(frames, height // PATCH, width // PATCH, self.config.head_dim, dtype)
 
     def forward(
         self,
         x: Tensor,
         timestep: Tensor,
         text: TextContext,
-        rope: tuple[Tensor, Tensor],
+        rope: Positions,
         attend: SelfAttention,
+        destinations: Destinations | None = None,
     ) -> Tensor:
-        """Flow of x. x [B, F, C, h, w], timestep [B, F], rope two [B, S, D / 2] -> [B, F, C, h, w] in x's dtype."""
+        """Flow of x. x [B, F, C, h, w], timestep [B, F] -> [B, F, C, h, w] in x's dtype.
+
+        ``destinations(layer)`` says where a layer's q, k and v are written before ``attend`` is called with them; without
+        it they are fresh.
+        """
         height, width = x.shape[-2:]
         tokens = self.patchify(x)
         e, e0 = self.time(timestep, tokens.dtype)
-        for index, block in enumerate(self.blocks):
-            tokens = self._block(index, block, tokens, e0, text, rope, attend)
-        shift, scale = (
-            (self.head.modulation + e[:, :, None]).to(tokens.dtype).unsqueeze(3).unbind(2)
-        )
-        return self.unpatchify(self.head.head(modulate(tokens, scale, shift)), height, width)
+        modulations = [block.modulated(tokens.dtype, e0) for block in self.blocks]
+        modulations.append(self.head.modulated(tokens.dtype, e))
+        y = self._run(tokens, modulations, _Given(text, rope, attend, destinations))
+        return self.unpatchify(self.head.head(y), height, width)
 
     def remember(
         self,
         x: Tensor,
         timestep: Tensor,
         text: TextContext,
-        rope: tuple[Tensor, Tensor],
+        rope: Positions,
         attend: SelfAttention,
         store: KVStore,
+        destinations: Destinations | None = None,
     ) -> None:
         """Run ``forward`` only for the keys and values it makes: ``store(layer, k, v)`` gets every layer's, and what
         would come after the last layer's is not computed."""
@@ -150,35 +173,45 @@ class WanDiT(nn.Module):
             store(layer, k, v)
             return attend(layer, q, k, v)
 
+        modulations = [block.modulated(tokens.dtype, e0) for block in self.blocks]
+        y = self._run(tokens, modulations, _Given(text, rope, attend_and_store, destinations))
         last = len(self.blocks) - 1
-        for index, block in enumerate(self.blocks[:-1]):
-            tokens = self._block(index, block, tokens, e0, text, rope, attend_and_store)
-        m0, m1, *_ = self.blocks[last].modulated(tokens, e0)
-        _, k, v = self.blocks[last].qkv(modulate(tokens, m1, m0), *rope)
+        into = destinations(last) if destinations else None
+        _, k, v = self.blocks[last].qkv(y, rope, into, self.ops)
         store(last, k, v)
+
+    def _run(self, x: Tensor, modulations: Sequence[Sequence[Tensor]], given: _Given) -> Tensor:
+        """The blocks before the last of ``modulations``, and the norm that it modulates; x [B, S, E] -> [B, S, E].
+
+        A norm is computed with the residual sum before it, so a block ends with the norm that the next one begins with.
+        """
+        y = adaln(x, modulations[0][1], modulations[0][0], self.ops)
+        for index, (m, after) in enumerate(pairwise(modulations)):
+            x, y = self._block(index, x, y, m, (after[1], after[0]), given)
+        return y
 
     def _block(
         self,
         index: int,
-        block: Block,
         x: Tensor,
-        e0: Tensor,
-        text: TextContext,
-        rope: tuple[Tensor, Tensor],
-        attend: SelfAttention,
-    ) -> Tensor:
-        m0, m1, m2, m3, m4, m5 = block.modulated(x, e0)
-        q, k, v = block.qkv(modulate(x, m1, m0), *rope)
-        x = gate(x, block.self_attn.o(attend(index, q, k, v).flatten(2)), m2)
-        a = block.cross_attn
-        q = a.split(a.norm_q(a.q(block.norm3(x))))
-        key, value = (t.expand(len(x), -1, -1, -1) for t in (text.keys[index], text.values[index]))
-        x = x + a.o(dense_attention(q, key, value).flatten(2))
-        return gate(x, block.ffn(modulate(x, m4, m3)), m5)
+        y: Tensor,
+        m: Sequence[Tensor],
+        after: tuple[Tensor, Tensor],
+        given: _Given,
+    ) -> tuple[Tensor, Tensor]:
+        """One block: x and its norm, and the same for the next one, modulated by scale and shift ``after``."""
+        block, ops = self.blocks[index], self.ops
+        into = given.destinations(index) if given.destinations else None
+        q, k, v = block.qkv(y, given.positions, into, ops)
+        y = block.self_attn.o(given.attend(index, q, k, v).flatten(2))
+        x, y = residual_layer_norm(x, y, m[2], block.norm3.weight, block.norm3.bias, ops)
+        y = block.cross(y, given.text.keys[index], given.text.values[index], ops)
+        x, y = residual_adaln(x, y, None, m[4], m[3], ops)
+        return residual_adaln(x, block.ffn(y), m[5], *after, ops)
 
     def patchify(self, x: Tensor) -> Tensor:
         """[B, F, C, h, w] -> tokens [B, S, E] in the order frame, row, column."""
-        return self.patch_embedding(x.transpose(1, 2)).flatten(2).transpose(1, 2)
+        return self.patch_embedding(x.transpose(1, 2)).flatten(2).transpose(1, 2).contiguous()
 
     def unpatchify(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """Tokens [B, S, 4 * C] (patch row, patch column, channel) -> [B, F, C, h, w]."""

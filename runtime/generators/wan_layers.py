@@ -1,4 +1,4 @@
-"""The pieces of the causal Wan DiT: rotary positions, norms, attention projections and one block.
+"""The pieces of the causal Wan DiT: attention projections and one block, made of the kernels that run it.
 
 Legend: B rows, F latent frames, P patches (tokens) of a frame, S = F * P tokens, H heads, D head dim, E = H * D.
 Nothing here knows how keys are cached: self attention is handed to a ``SelfAttention`` callable.
@@ -13,29 +13,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPS = 1e-6
+from runtime.kernels.qk_norm_rope_store import (
+    EPS,
+    Destination,
+    qk_norm_rope_store,
+    rms_norm,
+    rms_norm_reference,
+)
+from runtime.kernels.rotary import Positions, rope_angles, rope_split, rotate
+
+__all__ = ["rope_angles", "rope_split", "rotate"]  # replays and tests take them from here
 
 # (layer index, q, k, v) -> out, all [B, S, H, D]; q and k come rotated. The callable decides what else q may see.
 SelfAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 # (layer index, rotated k, v), both [B, S, H, D]
 KVStore = Callable[[int, Tensor, Tensor], None]
+# layer index -> where its q, k and v are written
+Destinations = Callable[[int], Destination]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which norms, angles and modulation are computed: at least float32."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., E] times weight [E] over its root mean square, in at least float32."""
-    y = x.to(wide(x.dtype))
-    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + EPS)
-    return y.to(x.dtype) * weight
-
-
-def layer_norm(x: Tensor) -> Tensor:
-    """LayerNorm without affine part over the last axis."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 def sinusoid(timestep: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
@@ -48,50 +47,6 @@ def sinusoid(timestep: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
 
 
-def rope_split(head_dim: int) -> tuple[int, int, int]:
-    """Rotary pairs per axis (time, row, column); 128 -> (22, 21, 21)."""
-    pairs = head_dim // 2
-    return pairs - 2 * (pairs // 3), pairs // 3, pairs // 3
-
-
-def axis_rates(pairs: int, device: torch.device | str = "cpu") -> Tensor:
-    """Rotation per unit of position, [pairs] float64."""
-    return torch.pow(10000.0, -torch.arange(pairs, dtype=torch.float64, device=device) / pairs)
-
-
-def rope_angles(frames: Tensor, rows: int, columns: int, head_dim: int) -> Tensor:
-    """Angles of every token of every frame, from positions alone: no table, no length limit.
-
-    frames [B, F] (absolute latent frame indices, any integer or float dtype) -> [B, F * rows * columns, head_dim / 2]
-    float64, token order frame, row, column; pair order time, row, column.
-    """
-    time_pairs, row_pairs, column_pairs = rope_split(head_dim)
-    device, (batch, count) = frames.device, frames.shape
-    shape = (batch, count, rows, columns)
-    time = frames.double()[:, :, None] * axis_rates(time_pairs, device)
-    row = torch.arange(rows, device=device).double()[:, None] * axis_rates(row_pairs, device)
-    column = torch.arange(columns, device=device).double()[:, None] * axis_rates(
-        column_pairs, device
-    )
-    angles = torch.cat(
-        [
-            time[:, :, None, None].expand(*shape, -1),
-            row[None, None, :, None].expand(*shape, -1),
-            column[None, None, None].expand(*shape, -1),
-        ],
-        dim=-1,
-    )
-    return angles.reshape(batch, count * rows * columns, head_dim // 2)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn adjacent pairs (2j, 2j+1) of the last axis. x [B, S, H, D], cos and sin [B or 1, S, D / 2]."""
-    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)  # each [B, S, H, D / 2]
-    cos, sin = cos[..., None, :], sin[..., None, :]
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
-
-
 class RMSNorm(nn.Module):
     """Root-mean-square norm over all heads at once, as Wan normalises q and k."""
 
@@ -100,7 +55,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight)
+        return rms_norm_reference(x, self.weight)
 
 
 class Projections(nn.Module):
@@ -138,24 +93,22 @@ class Block(nn.Module):
         a = self.cross_attn
         return a.split(a.norm_k(a.k(text))), a.split(a.v(text))
 
-    def qkv(self, y: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, y: Tensor, positions: Positions, into: Destination | None, ops: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated q and k, and v, of normalised tokens y [B, S, E]; each [B, S, H, D]."""
         a = self.self_attn
-        q, k = a.split(a.norm_q(a.q(y))), a.split(a.norm_k(a.k(y)))
-        return rotate(q, cos, sin), rotate(k, cos, sin), a.split(a.v(y))
+        norms = a.norm_q.weight, a.norm_k.weight
+        return qk_norm_rope_store(a.q(y), a.k(y), a.v(y), norms, positions, into, ops)
 
-    def modulated(self, x: Tensor, e0: Tensor) -> list[Tensor]:
-        """The six modulation vectors per token frame: e0 [B, F, 6, E] -> six [B, F, 1, E] in x's dtype."""
-        m = (self.modulation + e0).to(x.dtype)
+    def cross(self, y: Tensor, key: Tensor, value: Tensor, ops: str) -> Tensor:
+        """Cross attention of normalised tokens y [B, S, E] to the prompt's keys and values [B or 1, L, H, D]."""
+        a = self.cross_attn
+        q = a.split(rms_norm(a.q(y), a.norm_q.weight, ops))
+        key, value = (t.expand(len(y), -1, -1, -1) for t in (key, value))
+        return a.o(dense_attention(q, key, value).flatten(2))
+
+    def modulated(self, dtype: torch.dtype, e0: Tensor) -> list[Tensor]:
+        """The six modulation vectors per token frame: e0 [B, F, 6, E] -> six [B, F, 1, E] in ``dtype``."""
+        m = (self.modulation + e0).to(dtype)
         return list(m.unsqueeze(3).unbind(2))
-
-
-def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """LN(x) * (1 + scale) + shift with one scale and shift per frame. x [B, S, E], scale [B, F, 1, E] -> [B, S, E]."""
-    frames = layer_norm(x).unflatten(1, (scale.shape[1], -1))  # [B, F, P, E]
-    return (frames * (1 + scale) + shift).flatten(1, 2)
-
-
-def gate(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    """x + scale * y with one scale per frame."""
-    return x + (y.unflatten(1, (scale.shape[1], -1)) * scale).flatten(1, 2)

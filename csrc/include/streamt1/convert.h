@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "streamt1/dispatch.h"
 
@@ -53,12 +54,16 @@ STREAMT1_INLINE float from_float<float>(float value) {
   return value;
 }
 
+// The lower half may hold anything: what counts are the upper 16 bits.
+STREAMT1_INLINE uint32_t rounded_to_upper_half(float value) {
+  const uint32_t bits = bits_of_float(value);
+  const uint32_t rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+  return value != value ? bits | 0x00400000u : rounded;
+}
+
 template <>
 STREAMT1_INLINE BFloat16 from_float<BFloat16>(float value) {
-  const uint32_t bits = bits_of_float(value);
-  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  const uint32_t nan = (bits >> 16) | 0x0040u;
-  return BFloat16((bits & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded);
+  return BFloat16(rounded_to_upper_half(value) >> 16);
 }
 
 template <>
@@ -72,6 +77,17 @@ STREAMT1_INLINE Float16 from_float<Float16>(float value) {
   const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;
   const uint32_t large = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;
   return Float16(((bits >> 16) & 0x8000u) | (magnitude < 0x47800000u ? finite : large));
+}
+
+// to_float(from_float<T>(value)): a float32 that a T can hold. Cheaper than the way through 16 bits.
+template <typename T>
+STREAMT1_INLINE float round_to(float value) {
+  if constexpr (std::is_same_v<T, float>)
+    return value;
+  else if constexpr (std::is_same_v<T, BFloat16>)
+    return float_of_bits(rounded_to_upper_half(value) & 0xFFFF0000u);
+  else
+    return to_float(from_float<T>(value));
 }
 
 }  // namespace streamt1

@@ -1,0 +1,55 @@
+"""Time the norms of a DiT block: python -m runtime.bench.adaln"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from runtime.bench.op import Case, main
+from runtime.kernels import adaln as ops
+from runtime.kernels.dispatch import implementation
+
+SIZES = {"embedded": [(1, 36, 192), (4, 36, 192)], "full": [(1, 1560, 1536)]}  # B, P, E
+FRAMES = 3
+
+
+def cases(device: torch.device, shape: str) -> Iterator[Case]:
+    gpu = device.type == "cuda"
+    impls = ["torch", implementation("auto", device)]
+    sizes = SIZES[shape] + ([(4, 1560, 1536), (8, 1560, 1536)] if gpu and shape == "full" else [])
+    for dtype in (torch.bfloat16,) if gpu else (torch.float32, torch.bfloat16):
+        for B, P, E in sizes:
+            source = torch.Generator(device).manual_seed(0)
+            made = {"generator": source, "device": device}
+            x, y = (torch.randn(B, FRAMES * P, E, **made).to(dtype) for _ in range(2))
+            gate, scale, shift = torch.randn(B, FRAMES, 3, 1, E, **made).to(dtype).unbind(2)
+            weight, bias = torch.randn(2, E, **made).to(dtype)
+            forms = {  # passes over [B, S, E]: what has to be read and written
+                "adaln": (ops.adaln, (x, scale, shift), 2),
+                "gated_residual": (ops.gated_residual, (x, y, gate), 3),
+                "residual_adaln": (ops.residual_adaln, (x, y, gate, scale, shift), 4),
+                "residual_layer_norm": (ops.residual_layer_norm, (x, y, gate, weight, bias), 4),
+            }
+            for name, (op, args, passes) in forms.items():
+                exact = op(*(t.double() for t in args), impl="torch")
+                yield Case(
+                    name,
+                    f"B={B} S={FRAMES * P} E={E}",
+                    dtype,
+                    {impl: partial(op, *args, impl=impl) for impl in impls},
+                    {impl: _error(op(*args, impl=impl), exact) for impl in impls},
+                    moved_bytes=passes * x.nbytes,
+                )
+
+
+def _error(got: torch.Tensor | tuple, exact: torch.Tensor | tuple) -> float:
+    if isinstance(got, torch.Tensor):
+        return (got.double() - exact).abs().max().item()
+    return max(_error(g, e) for g, e in zip(got, exact, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main("adaln", cases, __doc__ or ""))
