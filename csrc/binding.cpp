@@ -14,7 +14,7 @@ namespace py = pybind11;
 namespace {
 
 // Raised whenever a signature or a meaning below changes; kernels/native.py wants the same number.
-constexpr int kInterface = 1;
+constexpr int kInterface = 2;
 
 template <typename T>
 T* pointer(uintptr_t address, const char* name) {
@@ -38,7 +38,31 @@ streamt1::Pixel pixel(const std::string& name) {
 streamt1::FrameShape frame_shape(const std::array<int64_t, 3>& sizes) {
   for (const int64_t size : sizes)
     if (size < 1) throw std::invalid_argument("shape: want frames, height, width of at least 1");
+  if (sizes[1] >= (int64_t{1} << 31) / sizes[2])
+    throw std::invalid_argument("shape: want fewer than 2^31 pixels a frame");
   return {sizes[0], sizes[1], sizes[2]};
+}
+
+streamt1::PackJob pack_job(uintptr_t out, uintptr_t frames, const std::string& dtype,
+                           const std::array<int64_t, 3>& sizes, float lowest) {
+  return {pointer<uint8_t>(out, "out"), pointer<const void>(frames, "frames"), pixel(dtype),
+          frame_shape(sizes), streamt1::range_from(lowest)};
+}
+
+streamt1::PackJob rgb24_job(uintptr_t out, uintptr_t frames, const std::string& dtype,
+                            const std::array<int64_t, 3>& sizes, float lowest) {
+  const auto job = pack_job(out, frames, dtype, sizes, lowest);
+  if (job.type == streamt1::Pixel::kUInt8)
+    throw std::invalid_argument("dtype: uint8 is rgb24 already");
+  return job;
+}
+
+streamt1::PackJob yuv420_job(uintptr_t out, uintptr_t frames, const std::string& dtype,
+                             const std::array<int64_t, 3>& sizes, float lowest) {
+  const auto job = pack_job(out, frames, dtype, sizes, lowest);
+  if (job.shape.height % 2 || job.shape.width % 2)
+    throw std::invalid_argument("shape: want an even height and width");
+  return job;
 }
 
 void philox_normal(uintptr_t out, int64_t elements, const streamt1::Words2& key,
@@ -51,29 +75,50 @@ void philox_normal(uintptr_t out, int64_t elements, const streamt1::Words2& key,
 }
 
 void rgb24(uintptr_t out, uintptr_t frames, const std::string& dtype,
-           const std::array<int64_t, 3>& sizes, int threads) {
-  const auto type = pixel(dtype);
-  if (type == streamt1::Pixel::kUInt8) throw std::invalid_argument("dtype: uint8 is rgb24 already");
-  const auto shape = frame_shape(sizes);
-  auto* to = pointer<uint8_t>(out, "out");
-  const auto* from = pointer<const void>(frames, "frames");
+           const std::array<int64_t, 3>& sizes, float lowest, int threads) {
+  const auto job = rgb24_job(out, frames, dtype, sizes, lowest);
   positive(threads);
   const py::gil_scoped_release unlocked;
-  streamt1::pack_rgb24(to, from, type, shape, threads);
+  streamt1::pack_rgb24(job, threads);
 }
 
 void yuv420(uintptr_t out, uintptr_t frames, const std::string& dtype,
-            const std::array<int64_t, 3>& sizes, int threads) {
-  const auto type = pixel(dtype);
-  const auto shape = frame_shape(sizes);
-  if (shape.height % 2 || shape.width % 2)
-    throw std::invalid_argument("shape: want an even height and width");
-  auto* to = pointer<uint8_t>(out, "out");
-  const auto* from = pointer<const void>(frames, "frames");
+            const std::array<int64_t, 3>& sizes, float lowest, int threads) {
+  const auto job = yuv420_job(out, frames, dtype, sizes, lowest);
   positive(threads);
   const py::gil_scoped_release unlocked;
-  streamt1::pack_yuv420(to, from, type, shape, threads);
+  streamt1::pack_yuv420(job, threads);
 }
+
+void rgb24_emulated(uintptr_t out, uintptr_t frames, const std::string& dtype,
+                    const std::array<int64_t, 3>& sizes, float lowest) {
+  streamt1::pack_rgb24_emulated(rgb24_job(out, frames, dtype, sizes, lowest));
+}
+
+void yuv420_emulated(uintptr_t out, uintptr_t frames, const std::string& dtype,
+                     const std::array<int64_t, 3>& sizes, float lowest) {
+  streamt1::pack_yuv420_emulated(yuv420_job(out, frames, dtype, sizes, lowest));
+}
+
+#ifdef STREAMT1_WITH_CUDA
+void launched(const char* kernel, int error) {
+  if (error != 0)
+    throw std::runtime_error(std::string(kernel) + ": the CUDA launch failed with error " +
+                             std::to_string(error) + " (cudaError_t)");
+}
+
+void rgb24_cuda(uintptr_t out, uintptr_t frames, const std::string& dtype,
+                const std::array<int64_t, 3>& sizes, float lowest, uintptr_t stream) {
+  const auto job = rgb24_job(out, frames, dtype, sizes, lowest);
+  launched("rgb24", streamt1::pack_rgb24_cuda(job, reinterpret_cast<void*>(stream)));
+}
+
+void yuv420_cuda(uintptr_t out, uintptr_t frames, const std::string& dtype,
+                 const std::array<int64_t, 3>& sizes, float lowest, uintptr_t stream) {
+  const auto job = yuv420_job(out, frames, dtype, sizes, lowest);
+  launched("yuv420", streamt1::pack_yuv420_cuda(job, reinterpret_cast<void*>(stream)));
+}
+#endif
 
 }  // namespace
 
@@ -94,7 +139,17 @@ PYBIND11_MODULE(_C, m) {
   m.def("philox_normal", &philox_normal, py::arg("out"), py::arg("elements"), py::arg("key"),
         py::arg("counter"), py::arg("threads"));
   m.def("rgb24", &rgb24, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),
-        py::arg("threads"));
+        py::arg("lowest"), py::arg("threads"));
   m.def("yuv420", &yuv420, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),
-        py::arg("threads"));
+        py::arg("lowest"), py::arg("threads"));
+  m.def("rgb24_emulated", &rgb24_emulated, py::arg("out"), py::arg("frames"), py::arg("dtype"),
+        py::arg("shape"), py::arg("lowest"));
+  m.def("yuv420_emulated", &yuv420_emulated, py::arg("out"), py::arg("frames"), py::arg("dtype"),
+        py::arg("shape"), py::arg("lowest"));
+#ifdef STREAMT1_WITH_CUDA
+  m.def("rgb24_cuda", &rgb24_cuda, py::arg("out"), py::arg("frames"), py::arg("dtype"),
+        py::arg("shape"), py::arg("lowest"), py::arg("stream"));
+  m.def("yuv420_cuda", &yuv420_cuda, py::arg("out"), py::arg("frames"), py::arg("dtype"),
+        py::arg("shape"), py::arg("lowest"), py::arg("stream"));
+#endif
 }
