@@ -5,9 +5,11 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "streamt1/frame_pack.h"
 #include "streamt1/philox.h"
+#include "streamt1/reward_patches.h"
 
 namespace py = pybind11;
 
@@ -100,6 +102,69 @@ void yuv420_emulated(uintptr_t out, uintptr_t frames, const std::string& dtype,
   streamt1::pack_yuv420_emulated(yuv420_job(out, frames, dtype, sizes, lowest));
 }
 
+// Addresses of starts, weights and starts on the CPU; taps, size, resized.
+using Axis = std::tuple<uintptr_t, uintptr_t, uintptr_t, int32_t, int32_t, int32_t>;
+
+streamt1::ResizeAxis resize_axis(const Axis& axis) {
+  const auto [starts, weights, host_starts, taps, size, resized] = axis;
+  if (taps < 1 || size < taps || resized < 1 || resized % streamt1::kMergeSide)
+    throw std::invalid_argument("axis: want taps from 1 to size and a multiple of 28 resized");
+  return {pointer<const int32_t>(starts, "starts"), pointer<const int32_t>(weights, "weights"),
+          pointer<const int32_t>(host_starts, "host_starts"), taps, size, resized};
+}
+
+streamt1::PatchJob patch_job(uintptr_t out, const std::string& out_dtype, uintptr_t frames,
+                             const std::string& dtype, int64_t frame_stride, int64_t count,
+                             bool video, float lowest, const Axis& rows, const Axis& columns,
+                             const std::array<float, 3>& scale, const std::array<float, 3>& shift) {
+  if (count < 1) throw std::invalid_argument("frames: want at least 1");
+  const auto out_type = pixel(out_dtype);
+  if (out_type == streamt1::Pixel::kUInt8) throw std::invalid_argument("out: want a float dtype");
+  return {pointer<void>(out, "out"),
+          out_type,
+          pointer<const void>(frames, "frames"),
+          pixel(dtype),
+          frame_stride,
+          count,
+          video,
+          streamt1::range_from(lowest),
+          resize_axis(rows),
+          resize_axis(columns),
+          {scale[0], scale[1], scale[2]},
+          {shift[0], shift[1], shift[2]}};
+}
+
+// Makes patch_job's function of Python's arguments, and of what `Extra` adds.
+template <typename... Extra, typename Run>
+auto with_patch_job(Run run) {
+  return [run](uintptr_t out, const std::string& out_dtype, uintptr_t frames,
+               const std::string& dtype, int64_t frame_stride, int64_t count, bool video,
+               float lowest, const Axis& rows, const Axis& columns,
+               const std::array<float, 3>& scale, const std::array<float, 3>& shift,
+               Extra... extra) {
+    const auto job = patch_job(out, out_dtype, frames, dtype, frame_stride, count, video, lowest,
+                               rows, columns, scale, shift);
+    return run(job, extra...);
+  };
+}
+
+void reward_patches(const streamt1::PatchJob& job, int threads) {
+  positive(threads);
+  const py::gil_scoped_release unlocked;
+  streamt1::reward_patches(job, threads);
+}
+
+void fits_a_block(const streamt1::PatchJob& job) {
+  if (streamt1::reward_patches_shared_bytes(job) == 0)
+    throw std::invalid_argument(
+        "impl='cuda' cannot hold a tile of frames that shrink so much; use impl='triton'");
+}
+
+void reward_patches_emulated(const streamt1::PatchJob& job) {
+  fits_a_block(job);
+  streamt1::reward_patches_emulated(job);
+}
+
 #ifdef STREAMT1_WITH_CUDA
 void launched(const char* kernel, int error) {
   if (error != 0)
@@ -117,6 +182,12 @@ void yuv420_cuda(uintptr_t out, uintptr_t frames, const std::string& dtype,
                  const std::array<int64_t, 3>& sizes, float lowest, uintptr_t stream) {
   const auto job = yuv420_job(out, frames, dtype, sizes, lowest);
   launched("yuv420", streamt1::pack_yuv420_cuda(job, reinterpret_cast<void*>(stream)));
+}
+
+void reward_patches_cuda(const streamt1::PatchJob& job, uintptr_t stream) {
+  fits_a_block(job);
+  launched("reward_patches",
+           streamt1::reward_patches_cuda(job, reinterpret_cast<void*>(stream)));
 }
 #endif
 
@@ -146,7 +217,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("shape"), py::arg("lowest"));
   m.def("yuv420_emulated", &yuv420_emulated, py::arg("out"), py::arg("frames"), py::arg("dtype"),
         py::arg("shape"), py::arg("lowest"));
+  m.def("reward_patches", with_patch_job<int>(&reward_patches));
+  m.def("reward_patches_emulated", with_patch_job<>(&reward_patches_emulated));
 #ifdef STREAMT1_WITH_CUDA
+  m.def("reward_patches_cuda", with_patch_job<uintptr_t>(&reward_patches_cuda));
   m.def("rgb24_cuda", &rgb24_cuda, py::arg("out"), py::arg("frames"), py::arg("dtype"),
         py::arg("shape"), py::arg("lowest"), py::arg("stream"));
   m.def("yuv420_cuda", &yuv420_cuda, py::arg("out"), py::arg("frames"), py::arg("dtype"),
