@@ -8,71 +8,31 @@
 #include <string>
 
 #include "streamt1/adaln.h"
+#include "streamt1/arguments.h"
 #include "streamt1/ema_merge.h"
 #include "streamt1/frame_pack.h"
 #include "streamt1/philox.h"
 #include "streamt1/qk_norm_rope_store.h"
+#include "streamt1/reward_patches.h"
 #include "streamt1/slerp_noise.h"
 
 namespace py = pybind11;
 
 namespace {
 
+using streamt1::at_least_one;
+using streamt1::float_type;
+using streamt1::launched;
+using streamt1::noise_rows;
+using streamt1::patch_job;
+using streamt1::pointer;
+using streamt1::positive;
+using streamt1::rgb24_job;
+using streamt1::yuv420_job;
+using streamt1::Axis;
+
 // Raised whenever a signature or a meaning below changes; kernels/native.py wants the same number.
 constexpr int kInterface = 2;
-
-template <typename T>
-T* pointer(uintptr_t address, const char* name) {
-  if (address == 0) throw std::invalid_argument(std::string(name) + ": want an address, got 0");
-  return reinterpret_cast<T*>(address);
-}
-
-int positive(int threads) {
-  if (threads < 1) throw std::invalid_argument("threads: want at least 1");
-  return threads;
-}
-
-streamt1::Pixel pixel(const std::string& name) {
-  if (name == "float32") return streamt1::Pixel::kFloat32;
-  if (name == "bfloat16") return streamt1::Pixel::kBFloat16;
-  if (name == "float16") return streamt1::Pixel::kFloat16;
-  if (name == "uint8") return streamt1::Pixel::kUInt8;
-  throw std::invalid_argument("dtype: want float32, bfloat16, float16 or uint8, got " + name);
-}
-
-streamt1::FrameShape frame_shape(const std::array<int64_t, 3>& sizes) {
-  for (const int64_t size : sizes)
-    if (size < 1) throw std::invalid_argument("shape: want frames, height, width of at least 1");
-  return {sizes[0], sizes[1], sizes[2]};
-}
-
-streamt1::Float float_type(const std::string& name) {
-  if (name == "float32") return streamt1::Float::kFloat32;
-  if (name == "bfloat16") return streamt1::Float::kBFloat16;
-  if (name == "float16") return streamt1::Float::kFloat16;
-  throw std::invalid_argument("dtype: want float32, bfloat16 or float16, got " + name);
-}
-
-// `from` is addresses of the rows to blend with and of their index, 0 where there is none; `sizes`
-// is rows, rows to blend with, elements of a row.
-streamt1::Noise noise_rows(uintptr_t out, const std::string& dtype, uintptr_t streams,
-                           const std::array<uintptr_t, 2>& from,
-                           const std::array<int64_t, 3>& sizes) {
-  const auto [rows, sources, elements] = sizes;
-  if (rows < 1 || elements < 1) throw std::invalid_argument("shape: want sizes of at least 1");
-  const auto* parents = reinterpret_cast<const int32_t*>(from[1]);
-  for (int64_t row = 0; parents && row < rows; ++row)
-    if (parents[row] < 0 || parents[row] >= sources)
-      throw std::invalid_argument("parents: want rows in [0, " + std::to_string(sources) +
-                                  "), got " + std::to_string(parents[row]));
-  return {pointer<void>(out, "out"),
-          reinterpret_cast<const void*>(from[0]),
-          parents,
-          pointer<const int64_t>(streams, "streams"),
-          rows,
-          elements,
-          float_type(dtype)};
-}
 
 void philox_normal(uintptr_t out, const std::string& dtype, uintptr_t streams,
                    const std::array<int64_t, 2>& sizes, int threads) {
@@ -103,28 +63,19 @@ void renoise(uintptr_t out, const std::string& dtype, uintptr_t streams, uintptr
 }
 
 void rgb24(uintptr_t out, uintptr_t frames, const std::string& dtype,
-           const std::array<int64_t, 3>& sizes, int threads) {
-  const auto type = pixel(dtype);
-  if (type == streamt1::Pixel::kUInt8) throw std::invalid_argument("dtype: uint8 is rgb24 already");
-  const auto shape = frame_shape(sizes);
-  auto* to = pointer<uint8_t>(out, "out");
-  const auto* from = pointer<const void>(frames, "frames");
+           const std::array<int64_t, 3>& sizes, float lowest, int threads) {
+  const auto job = rgb24_job(out, frames, dtype, sizes, lowest);
   positive(threads);
   const py::gil_scoped_release unlocked;
-  streamt1::pack_rgb24(to, from, type, shape, threads);
+  streamt1::pack_rgb24(job, threads);
 }
 
 void yuv420(uintptr_t out, uintptr_t frames, const std::string& dtype,
-            const std::array<int64_t, 3>& sizes, int threads) {
-  const auto type = pixel(dtype);
-  const auto shape = frame_shape(sizes);
-  if (shape.height % 2 || shape.width % 2)
-    throw std::invalid_argument("shape: want an even height and width");
-  auto* to = pointer<uint8_t>(out, "out");
-  const auto* from = pointer<const void>(frames, "frames");
+            const std::array<int64_t, 3>& sizes, float lowest, int threads) {
+  const auto job = yuv420_job(out, frames, dtype, sizes, lowest);
   positive(threads);
   const py::gil_scoped_release unlocked;
-  streamt1::pack_yuv420(to, from, type, shape, threads);
+  streamt1::pack_yuv420(job, threads);
 }
 
 void ema_merge(const streamt1::EmaMerge& merge, int threads) {
@@ -146,18 +97,6 @@ void ema_merge_cuda(const streamt1::EmaMerge& merge, uintptr_t stream) {
   if (error != nullptr) throw std::runtime_error(std::string("ema_merge: ") + error);
 }
 #endif
-streamt1::Float float_type(const std::string& name) {
-  if (name == "float32") return streamt1::Float::kFloat32;
-  if (name == "bfloat16") return streamt1::Float::kBFloat16;
-  if (name == "float16") return streamt1::Float::kFloat16;
-  throw std::invalid_argument("dtype: want float32, bfloat16 or float16, got " + name);
-}
-
-template <size_t N>
-void at_least_one(const std::array<int64_t, N>& sizes) {
-  for (const int64_t size : sizes)
-    if (size < 1) throw std::invalid_argument("shape: want sizes of at least 1");
-}
 
 // A launch but for its addresses: made once for all calls of one layout. What a call has not is 0.
 class QKNormRopeStore {
@@ -247,6 +186,61 @@ class Adaln {
   streamt1::Float type_;
 };
 
+void rgb24_emulated(uintptr_t out, uintptr_t frames, const std::string& dtype,
+                    const std::array<int64_t, 3>& sizes, float lowest) {
+  streamt1::pack_rgb24_emulated(rgb24_job(out, frames, dtype, sizes, lowest));
+}
+
+void yuv420_emulated(uintptr_t out, uintptr_t frames, const std::string& dtype,
+                     const std::array<int64_t, 3>& sizes, float lowest) {
+  streamt1::pack_yuv420_emulated(yuv420_job(out, frames, dtype, sizes, lowest));
+}
+
+// Makes patch_job's function of Python's arguments, and of what `Extra` adds.
+template <typename... Extra, typename Run>
+auto with_patch_job(Run run) {
+  return [run](uintptr_t out, const std::string& out_dtype, uintptr_t frames,
+               const std::string& dtype, int64_t frame_stride, int64_t count, bool video,
+               float lowest, const Axis& rows, const Axis& columns,
+               const std::array<float, 3>& scale, const std::array<float, 3>& shift,
+               Extra... extra) {
+    const auto job = patch_job(out, out_dtype, frames, dtype, frame_stride, count, video, lowest,
+                               rows, columns, scale, shift);
+    return run(job, extra...);
+  };
+}
+
+void reward_patches(const streamt1::PatchJob& job, int threads) {
+  positive(threads);
+  const py::gil_scoped_release unlocked;
+  streamt1::reward_patches(job, threads);
+}
+
+void reward_patches_emulated(const streamt1::PatchJob& job) {
+  streamt1::fits_a_block(job);
+  streamt1::reward_patches_emulated(job);
+}
+
+#ifdef STREAMT1_WITH_CUDA
+void rgb24_cuda(uintptr_t out, uintptr_t frames, const std::string& dtype,
+                const std::array<int64_t, 3>& sizes, float lowest, uintptr_t stream) {
+  const auto job = rgb24_job(out, frames, dtype, sizes, lowest);
+  launched("rgb24", streamt1::pack_rgb24_cuda(job, reinterpret_cast<void*>(stream)));
+}
+
+void yuv420_cuda(uintptr_t out, uintptr_t frames, const std::string& dtype,
+                 const std::array<int64_t, 3>& sizes, float lowest, uintptr_t stream) {
+  const auto job = yuv420_job(out, frames, dtype, sizes, lowest);
+  launched("yuv420", streamt1::pack_yuv420_cuda(job, reinterpret_cast<void*>(stream)));
+}
+
+void reward_patches_cuda(const streamt1::PatchJob& job, uintptr_t stream) {
+  streamt1::fits_a_block(job);
+  launched("reward_patches",
+           streamt1::reward_patches_cuda(job, reinterpret_cast<void*>(stream)));
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -281,9 +275,15 @@ PYBIND11_MODULE(_C, m) {
            py::arg("dtype"))
       .def("__call__", &QKNormRopeStore::operator());
   m.def("rgb24", &rgb24, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),
-        py::arg("threads"));
+        py::arg("lowest"), py::arg("threads"));
   m.def("yuv420", &yuv420, py::arg("out"), py::arg("frames"), py::arg("dtype"), py::arg("shape"),
-        py::arg("threads"));
+        py::arg("lowest"), py::arg("threads"));
+  m.def("rgb24_emulated", &rgb24_emulated, py::arg("out"), py::arg("frames"), py::arg("dtype"),
+        py::arg("shape"), py::arg("lowest"));
+  m.def("yuv420_emulated", &yuv420_emulated, py::arg("out"), py::arg("frames"), py::arg("dtype"),
+        py::arg("shape"), py::arg("lowest"));
+  m.def("reward_patches", with_patch_job<int>(&reward_patches));
+  m.def("reward_patches_emulated", with_patch_job<>(&reward_patches_emulated));
   py::class_<streamt1::EmaMerge>(m, "EmaMerge")
       .def(py::init(&streamt1::ema_merge_of), py::arg("addresses"), py::arg("strides"),
            py::arg("sizes"), py::arg("dtype"), py::arg("storage"), py::arg("alpha"), py::arg("cos"),
@@ -292,5 +292,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("ema_merge_emulated", &ema_merge_emulated, py::arg("merge"));
 #ifdef STREAMT1_WITH_CUDA
   m.def("ema_merge_cuda", &ema_merge_cuda, py::arg("merge"), py::arg("stream"));
+  m.def("reward_patches_cuda", with_patch_job<uintptr_t>(&reward_patches_cuda));
+  m.def("rgb24_cuda", &rgb24_cuda, py::arg("out"), py::arg("frames"), py::arg("dtype"),
+        py::arg("shape"), py::arg("lowest"), py::arg("stream"));
+  m.def("yuv420_cuda", &yuv420_cuda, py::arg("out"), py::arg("frames"), py::arg("dtype"),
+        py::arg("shape"), py::arg("lowest"), py::arg("stream"));
 #endif
 }

@@ -1,6 +1,6 @@
 #include "streamt1/frame_pack.h"
 
-#include <cstring>
+#include <algorithm>
 #include <vector>
 
 #include "streamt1/dispatch.h"
@@ -8,40 +8,17 @@
 namespace streamt1 {
 namespace {
 
-STREAMT1_INLINE float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
+using namespace pixels;
 
-// Written so that NaN fails the first comparison and becomes 0.
-STREAMT1_INLINE float clamp_unit(float x) {
-  const float low = x > 0.0f ? x : 0.0f;
-  return low < 1.0f ? low : 1.0f;
-}
+constexpr int64_t kPixelsWorthAThread = 1 << 15;
 
-STREAMT1_INLINE float unit_of_float16(uint16_t bits) {
-  const uint32_t magnitude = bits & 0x7FFFu;
-  // The factor moves the exponent's bias from 15 to 127 and is exact; infinity becomes 65536.
-  const float value = float_of(magnitude << 13) * 0x1p112f;
-  const bool zero = (bits & 0x8000u) != 0 || magnitude > 0x7C00u;  // negative or NaN
-  return zero ? 0.0f : clamp_unit(value);
-}
-
-// Half up. The sum is never negative, so the truncation is a floor.
-STREAMT1_INLINE uint8_t byte_of(float x) {
-  return static_cast<uint8_t>(static_cast<int32_t>(x + 0.5f));
-}
-
-STREAMT1_INLINE float luma(float r, float g, float b) {
-  return (0.2126f * r + 0.7152f * g) + 0.0722f * b;
-}
-
-// The three colours of some pixels, as floats in [0, 1].
+// The three colours of some pixels, as floats in [0, 1]. Passed by value: bytes may alias a reference.
 struct Colours {
   const float* r;
   const float* g;
   const float* b;
+
+  STREAMT1_INLINE Colour at(int64_t i) const { return {r[i], g[i], b[i]}; }
 };
 
 int64_t bytes_of(Pixel type) {
@@ -49,100 +26,126 @@ int64_t bytes_of(Pixel type) {
   return type == Pixel::kFloat32 ? 4 : 2;
 }
 
+template <typename T>
+STREAMT1_INLINE void quantise_all(uint8_t* out, const void* in, int64_t count, Range range) {
+  const auto* from = static_cast<const T*>(in);
+  for (int64_t i = 0; i < count; ++i) out[i] = quantise(from[i], range);
+}
+
+template <typename T>
+STREAMT1_INLINE void read_all(float* out, const void* in, int64_t count, Range range) {
+  const auto* from = static_cast<const T*>(in);
+  for (int64_t i = 0; i < count; ++i) out[i] = unit_of(read(from[i]), range);
+}
+
 }  // namespace
 
 // Outside the anonymous namespace: a clone needs a symbol that the loader can resolve.
-STREAMT1_CLONES void read_colour(float* out, const void* in, Pixel type, int64_t count) {
-  if (type == Pixel::kFloat32) {
-    const auto* from = static_cast<const float*>(in);
-    for (int64_t i = 0; i < count; ++i) out[i] = clamp_unit(from[i]);
-  } else if (type == Pixel::kBFloat16) {
-    const auto* from = static_cast<const uint16_t*>(in);
-    for (int64_t i = 0; i < count; ++i) out[i] = clamp_unit(float_of(uint32_t{from[i]} << 16));
-  } else if (type == Pixel::kFloat16) {
-    const auto* from = static_cast<const uint16_t*>(in);
-    for (int64_t i = 0; i < count; ++i) out[i] = unit_of_float16(from[i]);
-  } else {
+STREAMT1_CLONES void quantise_row(uint8_t* out, const void* in, Pixel type, int64_t count,
+                                  Range range) {
+  if (type == Pixel::kFloat32) quantise_all<float>(out, in, count, range);
+  if (type == Pixel::kBFloat16) quantise_all<BFloat16>(out, in, count, range);
+  if (type == Pixel::kFloat16) quantise_all<Float16>(out, in, count, range);
+}
+
+STREAMT1_CLONES void interleave_row(uint8_t* out, const uint8_t* r, const uint8_t* g,
+                                    const uint8_t* b, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[3 * i] = r[i];
+    out[3 * i + 1] = g[i];
+    out[3 * i + 2] = b[i];
+  }
+}
+
+STREAMT1_CLONES void read_colour(float* out, const void* in, Pixel type, int64_t count,
+                                 Range range) {
+  if (type == Pixel::kFloat32) read_all<float>(out, in, count, range);
+  if (type == Pixel::kBFloat16) read_all<BFloat16>(out, in, count, range);
+  if (type == Pixel::kFloat16) read_all<Float16>(out, in, count, range);
+  if (type == Pixel::kUInt8) {
     const auto* from = static_cast<const uint8_t*>(in);
     for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(from[3 * i]) / 255.0f;
   }
 }
 
-STREAMT1_CLONES void write_rgb24(uint8_t* out, const Colours& in, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    out[3 * i] = byte_of(in.r[i] * 255.0f);
-    out[3 * i + 1] = byte_of(in.g[i] * 255.0f);
-    out[3 * i + 2] = byte_of(in.b[i] * 255.0f);
-  }
+STREAMT1_CLONES void write_luma(uint8_t* out, Colours in, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = y_of(in.at(i));
 }
 
-STREAMT1_CLONES void write_luma(uint8_t* out, const Colours& in, int64_t count) {
-  for (int64_t i = 0; i < count; ++i)
-    out[i] = byte_of(219.0f * luma(in.r[i], in.g[i], in.b[i]) + 16.0f);
+// Two rows of `width` pixels -> the means of their 2x2 blocks.
+STREAMT1_CLONES void mean_blocks(float* out, const float* in, int64_t width) {
+  const float* below = in + width;
+  for (int64_t x = 0; x < width / 2; ++x)
+    out[x] = mean_of(in[2 * x], in[2 * x + 1], below[2 * x], below[2 * x + 1]);
 }
 
-// Two rows of `width` pixels -> half a row of each chroma.
-STREAMT1_CLONES void write_chroma(uint8_t* u, uint8_t* v, const Colours& in, int64_t width) {
-  const auto mean = [width](const float* at) {
-    return ((at[0] + at[1]) + (at[width] + at[width + 1])) * 0.25f;
-  };
-  for (int64_t x = 0; x < width / 2; ++x) {
-    const float r = mean(in.r + 2 * x), g = mean(in.g + 2 * x), b = mean(in.b + 2 * x);
-    const float value = luma(r, g, b);
-    u[x] = byte_of(static_cast<float>(224.0 / 1.8556) * (b - value) + 128.0f);
-    v[x] = byte_of(static_cast<float>(224.0 / 1.5748) * (r - value) + 128.0f);
-  }
+STREAMT1_CLONES void write_chroma(uint8_t* u, uint8_t* v, Colours means, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) u[i] = cb_of(means.at(i));
+  for (int64_t i = 0; i < count; ++i) v[i] = cr_of(means.at(i));
 }
 
 namespace {
 
+int worth(const PackJob& job, int threads) {
+  const int64_t all = job.shape.frames * job.shape.height * job.shape.width;
+  return static_cast<int>(std::clamp<int64_t>(all / kPixelsWorthAThread, 1, threads));
+}
+
 // Reads `count` pixels, the first of them pixel `start` of frame `frame`, into `buffer` [3, count].
-Colours read_pixels(float* buffer, const void* frames, Pixel type, int64_t plane, int64_t frame,
-                    int64_t start, int64_t count) {
-  const bool interleaved = type == Pixel::kUInt8;
+Colours read_pixels(float* buffer, const PackJob& job, int64_t frame, int64_t start,
+                    int64_t count) {
+  const int64_t plane = job.shape.height * job.shape.width;
+  const bool interleaved = job.type == Pixel::kUInt8;
   for (int64_t c = 0; c < 3; ++c) {
     const int64_t at = 3 * plane * frame + (interleaved ? 3 * start + c : c * plane + start);
-    const auto* in = static_cast<const char*>(frames) + at * bytes_of(type);
-    read_colour(buffer + c * count, in, type, count);
+    const auto* in = static_cast<const char*>(job.frames) + at * bytes_of(job.type);
+    read_colour(buffer + c * count, in, job.type, count, job.range);
   }
   return {buffer, buffer + count, buffer + 2 * count};
 }
 
 }  // namespace
 
-void pack_rgb24(uint8_t* out, const void* frames, Pixel type, const FrameShape& shape,
-                [[maybe_unused]] int threads) {
-  const int64_t plane = shape.height * shape.width;
-  const int64_t rows = shape.frames * shape.height;
+void pack_rgb24(const PackJob& job, int threads) {
+  const auto [frames, height, width] = job.shape;
+  const int64_t rows = frames * height, stride = width;
+  threads = worth(job, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    std::vector<float> buffer(3 * shape.width);
+    std::vector<uint8_t> bytes(3 * stride);
 #pragma omp for
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t frame = row / shape.height, start = row % shape.height * shape.width;
-      const Colours in = read_pixels(buffer.data(), frames, type, plane, frame, start, shape.width);
-      write_rgb24(out + 3 * row * shape.width, in, shape.width);
+      const int64_t frame = row / job.shape.height, y = row % job.shape.height;
+      for (int64_t c = 0; c < 3; ++c) {
+        const int64_t at = ((3 * frame + c) * job.shape.height + y) * stride;
+        const auto* in = static_cast<const char*>(job.frames) + at * bytes_of(job.type);
+        quantise_row(bytes.data() + c * stride, in, job.type, stride, job.range);
+      }
+      const uint8_t* r = bytes.data();
+      interleave_row(job.out + 3 * row * stride, r, r + stride, r + 2 * stride, stride);
     }
   }
 }
 
-void pack_yuv420(uint8_t* out, const void* frames, Pixel type, const FrameShape& shape,
-                 [[maybe_unused]] int threads) {
-  const int64_t plane = shape.height * shape.width;
-  const int64_t pairs = shape.height / 2;
+void pack_yuv420(const PackJob& job, int threads) {
+  const int64_t width = job.shape.width, plane = job.shape.height * width;
+  const int64_t pairs = job.shape.height / 2, all = job.shape.frames * pairs;
+  threads = worth(job, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    std::vector<float> buffer(6 * shape.width);
+    std::vector<float> buffer(6 * width), means(3 * (width / 2));
+    const Colours blocks = {means.data(), means.data() + width / 2, means.data() + width};
 #pragma omp for
-    for (int64_t pair = 0; pair < shape.frames * pairs; ++pair) {
-      const int64_t frame = pair / pairs, start = pair % pairs * 2 * shape.width;
-      const Colours in =
-          read_pixels(buffer.data(), frames, type, plane, frame, start, 2 * shape.width);
-      uint8_t* y = out + frame * plane * 3 / 2;
+    for (int64_t pair = 0; pair < all; ++pair) {
+      const int64_t frame = pair / pairs, start = pair % pairs * 2 * width;
+      const Colours in = read_pixels(buffer.data(), job, frame, start, 2 * width);
+      uint8_t* y = job.out + frame * plane * 3 / 2;
       uint8_t* u = y + plane + start / 4;
       uint8_t* v = u + plane / 4;
-      write_luma(y + start, in, 2 * shape.width);
-      write_chroma(u, v, in, shape.width);
+      write_luma(y + start, in, 2 * width);
+      for (int64_t c = 0; c < 3; ++c)
+        mean_blocks(means.data() + c * (width / 2), buffer.data() + 2 * c * width, width);
+      write_chroma(u, v, blocks, width / 2);
     }
   }
 }
