@@ -78,13 +78,11 @@ def test_every_shape_and_place_matches_the_reference(impl, sizes, frames):
 def test_turns_are_exact_at_any_frame(head_dim):
     """The top 32 bits of frame * rate against the angle in 60 digits."""
     rates = [rate % 2**64 for rate in turn_rates(head_dim, torch.device("cpu")).tolist()]
-    split = rope_split(head_dim)
+    pairs_of_axes = [(j, pairs) for pairs in rope_split(head_dim) for j in range(pairs)]
     with localcontext() as context:
         context.prec = 60
         for frame in (1, 117, 10**6 + 3, 10**9 + 7, -12):
-            for rate, (j, pairs) in zip(
-                rates, [(j, pairs) for pairs in split for j in range(pairs)], strict=True
-            ):
+            for rate, (j, pairs) in zip(rates, pairs_of_axes, strict=True):
                 exact = frame * Decimal(10000) ** (Decimal(-j) / pairs)
                 turned = Decimal(frame * rate % 2**64 >> 32) / 2**32 * TWO_PI
                 off = float((exact - turned) % TWO_PI)

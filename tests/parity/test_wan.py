@@ -5,11 +5,16 @@ import torch
 from torch import Tensor
 
 from runtime.generators.wan import DiTConfig, WanDiT
-from runtime.generators.wan_layers import dense_attention, rope_split
+from runtime.generators.wan_layers import Destination, dense_attention
+from runtime.kernels import native, triton_lang
+from runtime.kernels.rotary import rope_split
 from tests.tiny import generator_of, scrambled
 
 diffusers = pytest.importorskip("diffusers")
 
+NATIVE = pytest.param(
+    "native", marks=pytest.mark.skipif(native.find()[0] is None, reason="not built")
+)
 NAMES = {  # ours -> theirs, first match wins
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
     "text_embedding.2": "condition_embedder.text_embedder.linear_2",
@@ -48,10 +53,15 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {theirs(name): value for name, value in state.items()}
 
 
+@pytest.fixture(params=["torch", NATIVE])
+def ops(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(params=CONFIGS)
-def ours(request: pytest.FixtureRequest) -> WanDiT:
+def ours(request: pytest.FixtureRequest, ops: str) -> WanDiT:
     torch.manual_seed(0)
-    return scrambled(WanDiT(CONFIGS[request.param]))
+    return scrambled(WanDiT(CONFIGS[request.param], ops))
 
 
 @pytest.fixture
@@ -144,6 +154,90 @@ def test_frames_may_carry_timesteps_of_their_own(ours):
     mixed = ours(x, torch.tensor([[625.0, 0.0, 625.0]]), text, rope, alone)
     assert (flat - mixed)[:, [0, 2]].abs().max() < 1e-6
     assert (flat - mixed)[:, 1].abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_layer_writes_its_keys_and_values_where_it_is_told(ours):
+    """``attend`` sees the places that ``destinations`` named, and the flow is what it is without them."""
+    c = ours.config
+    x, prompt = normal(2, 3, c.channels, 2, 4, seed=1), normal(1, c.text_len, c.text_dim, seed=2)
+    text, rope = ours.text_context(prompt), ours.rope(torch.tensor([[30, 31, 32]]), 2, 4)
+    times = torch.full((2, 3), 625.0, dtype=torch.float64)
+    places = torch.zeros(c.layers, 3, 2, 6, c.heads, c.head_dim)
+    seen: list[tuple[Tensor, ...]] = []
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen.append((q, k, v))
+        return dense_attention(q, k, v)
+
+    want = ours(x, times, text, rope, attend)
+    fresh = [tuple(t.clone() for t in layer) for layer in seen]
+    seen.clear()
+    got = ours(x, times, text, rope, attend, lambda layer: Destination(*places[layer]))
+    assert torch.equal(got, want)
+    for layer, (made, place) in enumerate(zip(fresh, places, strict=True)):
+        assert all(t.data_ptr() == p.data_ptr() for t, p in zip(seen[layer], place, strict=True))
+        assert all(torch.equal(p, t) for p, t in zip(place, made, strict=True))
+
+
+@torch.no_grad()
+def test_the_clean_pass_stores_what_the_forward_attends_to(ours):
+    c = ours.config
+    x, prompt = normal(1, 3, c.channels, 2, 2, seed=1), normal(1, c.text_len, c.text_dim, seed=2)
+    text, rope = ours.text_context(prompt), ours.rope(torch.tensor([[0, 1, 2]]), 2, 2)
+    times = torch.zeros(1, 3, dtype=torch.float64)
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    stored: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen[layer] = k, v
+        return dense_attention(q, k, v)
+
+    ours(x, times, text, rope, attend)
+    ours.remember(
+        x,
+        times,
+        text,
+        rope,
+        lambda layer, q, k, v: dense_attention(q, k, v),
+        lambda layer, k, v: stored.update({layer: (k, v)}),
+    )
+    assert stored.keys() == seen.keys() == set(range(c.layers))
+    for layer, pair in stored.items():
+        assert all(torch.equal(a, b) for a, b in zip(pair, seen[layer], strict=True))
+
+
+@pytest.mark.skipif(not triton_lang.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@torch.no_grad()
+def test_interpreted_kernels_make_the_same_flow(ours):
+    c = ours.config
+    triton = WanDiT(c, "triton").eval()
+    triton.load_state_dict(ours.state_dict())
+    x, prompt = normal(1, 3, c.channels, 2, 4, seed=1), normal(1, c.text_len, c.text_dim, seed=2)
+    times = torch.full((1, 3), 625.0, dtype=torch.float64)
+    want, got = (
+        dit(
+            x,
+            times,
+            dit.text_context(prompt),
+            dit.rope(torch.tensor([[300, 301, 302]]), 2, 4),
+            lambda layer, q, k, v: dense_attention(q, k, v),
+        )
+        for dit in (ours, triton)
+    )
+    assert (got - want).abs().max() < 1e-5 * max(1.0, want.abs().max())
+
+
+def test_only_the_reference_has_gradients():
+    x, times = normal(1, 3, 3, 2, 2, seed=1), torch.zeros(1, 3)
+    dit = WanDiT(CONFIGS["odd-split"])
+    text, rope = dit.text_context(normal(1, 3, 7, seed=2)), dit.rope(torch.arange(3)[None], 2, 2)
+    dit(x, times, text, rope, lambda layer, q, k, v: dense_attention(q, k, v)).sum().backward()
+    assert all(weight.grad is not None for weight in dit.parameters())
+    if native.find()[0] is not None:
+        dit.ops = "native"
+        with pytest.raises(ValueError, match="has no gradient; use impl='torch'"):
+            dit(x, times, text, rope, lambda layer, q, k, v: v)
 
 
 @pytest.mark.parametrize(
