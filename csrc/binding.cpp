@@ -40,7 +40,7 @@ streamt1::Pixel pixel(const std::string& name) {
 streamt1::FrameShape frame_shape(const std::array<int64_t, 3>& sizes) {
   for (const int64_t size : sizes)
     if (size < 1) throw std::invalid_argument("shape: want frames, height, width of at least 1");
-  if (sizes[1] >= (int64_t{1} << 31) / sizes[2])
+  if (sizes[1] > ((int64_t{1} << 31) - 1) / sizes[2])
     throw std::invalid_argument("shape: want fewer than 2^31 pixels a frame");
   return {sizes[0], sizes[1], sizes[2]};
 }
@@ -109,8 +109,12 @@ streamt1::ResizeAxis resize_axis(const Axis& axis) {
   const auto [starts, weights, host_starts, taps, size, resized] = axis;
   if (taps < 1 || size < taps || resized < 1 || resized % streamt1::kMergeSide)
     throw std::invalid_argument("axis: want taps from 1 to size and a multiple of 28 resized");
-  return {pointer<const int32_t>(starts, "starts"), pointer<const int32_t>(weights, "weights"),
-          pointer<const int32_t>(host_starts, "host_starts"), taps, size, resized};
+  return {pointer<const int32_t>(starts, "starts"),
+          pointer<const int32_t>(weights, "weights"),
+          pointer<const int32_t>(host_starts, "host_starts"),
+          taps,
+          size,
+          resized};
 }
 
 streamt1::PatchJob patch_job(uintptr_t out, const std::string& out_dtype, uintptr_t frames,
@@ -137,15 +141,15 @@ streamt1::PatchJob patch_job(uintptr_t out, const std::string& out_dtype, uintpt
 // Makes patch_job's function of Python's arguments, and of what `Extra` adds.
 template <typename... Extra, typename Run>
 auto with_patch_job(Run run) {
-  return [run](uintptr_t out, const std::string& out_dtype, uintptr_t frames,
-               const std::string& dtype, int64_t frame_stride, int64_t count, bool video,
-               float lowest, const Axis& rows, const Axis& columns,
-               const std::array<float, 3>& scale, const std::array<float, 3>& shift,
-               Extra... extra) {
-    const auto job = patch_job(out, out_dtype, frames, dtype, frame_stride, count, video, lowest,
-                               rows, columns, scale, shift);
-    return run(job, extra...);
-  };
+  return
+      [run](uintptr_t out, const std::string& out_dtype, uintptr_t frames, const std::string& dtype,
+            int64_t frame_stride, int64_t count, bool video, float lowest, const Axis& rows,
+            const Axis& columns, const std::array<float, 3>& scale,
+            const std::array<float, 3>& shift, Extra... extra) {
+        const auto job = patch_job(out, out_dtype, frames, dtype, frame_stride, count, video,
+                                   lowest, rows, columns, scale, shift);
+        return run(job, extra...);
+      };
 }
 
 void reward_patches(const streamt1::PatchJob& job, int threads) {
@@ -166,10 +170,8 @@ void reward_patches_emulated(const streamt1::PatchJob& job) {
 }
 
 #ifdef STREAMT1_WITH_CUDA
-void launched(const char* kernel, int error) {
-  if (error != 0)
-    throw std::runtime_error(std::string(kernel) + ": the CUDA launch failed with error " +
-                             std::to_string(error) + " (cudaError_t)");
+void launched(const char* kernel, const char* failure) {
+  if (failure) throw std::runtime_error(std::string(kernel) + ": the launch failed: " + failure);
 }
 
 void rgb24_cuda(uintptr_t out, uintptr_t frames, const std::string& dtype,
@@ -186,8 +188,7 @@ void yuv420_cuda(uintptr_t out, uintptr_t frames, const std::string& dtype,
 
 void reward_patches_cuda(const streamt1::PatchJob& job, uintptr_t stream) {
   fits_a_block(job);
-  launched("reward_patches",
-           streamt1::reward_patches_cuda(job, reinterpret_cast<void*>(stream)));
+  launched("reward_patches", streamt1::reward_patches_cuda(job, reinterpret_cast<void*>(stream)));
 }
 #endif
 
