@@ -10,7 +10,7 @@ namespace streamt1 {
 namespace {
 
 constexpr float kEps = 1e-6f;
-constexpr int64_t kGroup = 4;                 // rows normed together
+constexpr int64_t kGroup = 4;                   // rows normed together
 constexpr int64_t kParallelElements = 1 << 15;  // less is done before a second thread wakes up
 
 // A span of tokens within one frame, and float32 scratch.
@@ -35,9 +35,8 @@ STREAMT1_INLINE T* row_of(const Rows<Address>& rows, int64_t b, int64_t s) {
 
 // values = x + gate * y, rounded as it is stored in `total`. Returns the sum of the values.
 template <typename T>
-STREAMT1_INLINE float add_row(float* __restrict values, T* __restrict total,
-                              const T* __restrict x, const T* __restrict y,
-                              const float* __restrict gate, int64_t width) {
+STREAMT1_INLINE float add_row(float* __restrict values, T* __restrict total, const T* __restrict x,
+                              const T* __restrict y, const float* __restrict gate, int64_t width) {
   return sum_row(width, [=](int64_t i) {
     const float sum = to_float(x[i]) + to_float(y[i]) * gate[i];
     total[i] = from_float<T>(sum);

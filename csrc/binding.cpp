@@ -21,6 +21,7 @@ namespace py = pybind11;
 namespace {
 
 using streamt1::at_least_one;
+using streamt1::Axis;
 using streamt1::float_type;
 using streamt1::launched;
 using streamt1::noise_rows;
@@ -29,10 +30,9 @@ using streamt1::pointer;
 using streamt1::positive;
 using streamt1::rgb24_job;
 using streamt1::yuv420_job;
-using streamt1::Axis;
 
 // Raised whenever a signature or a meaning below changes; kernels/native.py wants the same number.
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 void philox_normal(uintptr_t out, const std::string& dtype, uintptr_t streams,
                    const std::array<int64_t, 2>& sizes, int threads) {
@@ -93,8 +93,7 @@ void ema_merge_emulated(const streamt1::EmaMerge& merge) {
 #ifdef STREAMT1_WITH_CUDA
 void ema_merge_cuda(const streamt1::EmaMerge& merge, uintptr_t stream) {
   streamt1::check_vectors(merge);
-  const char* error = streamt1::ema_merge_cuda(merge, reinterpret_cast<void*>(stream));
-  if (error != nullptr) throw std::runtime_error(std::string("ema_merge: ") + error);
+  launched("ema_merge", streamt1::ema_merge_cuda(merge, reinterpret_cast<void*>(stream)));
 }
 #endif
 
@@ -199,15 +198,15 @@ void yuv420_emulated(uintptr_t out, uintptr_t frames, const std::string& dtype,
 // Makes patch_job's function of Python's arguments, and of what `Extra` adds.
 template <typename... Extra, typename Run>
 auto with_patch_job(Run run) {
-  return [run](uintptr_t out, const std::string& out_dtype, uintptr_t frames,
-               const std::string& dtype, int64_t frame_stride, int64_t count, bool video,
-               float lowest, const Axis& rows, const Axis& columns,
-               const std::array<float, 3>& scale, const std::array<float, 3>& shift,
-               Extra... extra) {
-    const auto job = patch_job(out, out_dtype, frames, dtype, frame_stride, count, video, lowest,
-                               rows, columns, scale, shift);
-    return run(job, extra...);
-  };
+  return
+      [run](uintptr_t out, const std::string& out_dtype, uintptr_t frames, const std::string& dtype,
+            int64_t frame_stride, int64_t count, bool video, float lowest, const Axis& rows,
+            const Axis& columns, const std::array<float, 3>& scale,
+            const std::array<float, 3>& shift, Extra... extra) {
+        const auto job = patch_job(out, out_dtype, frames, dtype, frame_stride, count, video,
+                                   lowest, rows, columns, scale, shift);
+        return run(job, extra...);
+      };
 }
 
 void reward_patches(const streamt1::PatchJob& job, int threads) {
@@ -236,8 +235,7 @@ void yuv420_cuda(uintptr_t out, uintptr_t frames, const std::string& dtype,
 
 void reward_patches_cuda(const streamt1::PatchJob& job, uintptr_t stream) {
   streamt1::fits_a_block(job);
-  launched("reward_patches",
-           streamt1::reward_patches_cuda(job, reinterpret_cast<void*>(stream)));
+  launched("reward_patches", streamt1::reward_patches_cuda(job, reinterpret_cast<void*>(stream)));
 }
 #endif
 

@@ -12,7 +12,8 @@ using namespace pixels;
 
 constexpr int64_t kPixelsWorthAThread = 1 << 15;
 
-// The three colours of some pixels, as floats in [0, 1]. Passed by value: bytes may alias a reference.
+// The three colours of some pixels, as floats in [0, 1]. Passed by value: bytes may alias a
+// reference.
 struct Colours {
   const float* r;
   const float* g;

@@ -50,22 +50,27 @@ void launch_yuv420(const PackJob& job, cudaStream_t stream) {
     launch_yuv420_by<T, 2>(job, stream);
 }
 
+const char* failure() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
 }  // namespace
 
-int pack_rgb24_cuda(const PackJob& job, void* stream) {
+const char* pack_rgb24_cuda(const PackJob& job, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   if (job.type == Pixel::kFloat32) launch_rgb24<float>(job, queue);
   if (job.type == Pixel::kBFloat16) launch_rgb24<BFloat16>(job, queue);
   if (job.type == Pixel::kFloat16) launch_rgb24<Float16>(job, queue);
-  return cudaGetLastError();
+  return failure();
 }
 
-int pack_yuv420_cuda(const PackJob& job, void* stream) {
+const char* pack_yuv420_cuda(const PackJob& job, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   if (job.type == Pixel::kFloat32) launch_yuv420<float>(job, queue);
   if (job.type == Pixel::kBFloat16) launch_yuv420<BFloat16>(job, queue);
   if (job.type == Pixel::kFloat16) launch_yuv420<Float16>(job, queue);
-  return cudaGetLastError();
+  return failure();
 }
 
 }  // namespace streamt1

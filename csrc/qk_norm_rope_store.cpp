@@ -15,7 +15,8 @@ constexpr int64_t kParallelElements = 1 << 15;  // less is done before a second 
 
 // Factors of one place on one axis, laid out as the pairs are: (cos, cos) and (-sin, sin).
 STREAMT1_CLONES void norm_rope_turn_axis(float* __restrict cosines, float* __restrict sines,
-                               const int64_t* __restrict rates, int64_t pairs, int64_t position) {
+                                         const int64_t* __restrict rates, int64_t pairs,
+                                         int64_t position) {
   for (int64_t j = 0; j < pairs; ++j) {
     const uint64_t turn = static_cast<uint64_t>(rates[j]) * static_cast<uint64_t>(position);
     const auto word = static_cast<uint32_t>(turn >> 32);
@@ -68,8 +69,7 @@ class Turns {
       for (int64_t f = 0; f < frames_; ++f)
         fill(time_, clip * frames_ + f, grid.rates,
              grid.frames[clip * grid.frames_batch_stride + f]);
-    for (int64_t place = 0; place < grid.rows; ++place)
-      fill(row_, place, grid.rates + time, place);
+    for (int64_t place = 0; place < grid.rows; ++place) fill(row_, place, grid.rates + time, place);
     for (int64_t place = 0; place < grid.columns; ++place)
       fill(column_, place, grid.rates + time + side, place);
   }
@@ -79,8 +79,8 @@ class Turns {
     const int64_t frame = s / patches_ + (grid_.frames_batch_stride ? b * frames_ : 0);
     const int64_t patch = s % patches_;
     int64_t at = 0;
-    for (const auto& [axis, place] : {At{time_, frame}, At{row_, patch / grid_.columns},
-                                      At{column_, patch % grid_.columns}}) {
+    for (const auto& [axis, place] :
+         {At{time_, frame}, At{row_, patch / grid_.columns}, At{column_, patch % grid_.columns}}) {
       const int64_t from = axis.start + place * axis.width;
       std::copy_n(cosines_.data() + from, axis.width, cosines + at);
       std::copy_n(sines_.data() + from, axis.width, sines + at);
@@ -196,7 +196,8 @@ void qk_norm_rope_store(const NormedStream& q, const NormedStream& k, const Norm
   std::vector<float> weights(2 * width);
   const NormedStream* normed[] = {&q, &k};
   for (int i = 0; i < 2; ++i)
-    if (normed[i]->from.data) norm_rope_widen(weights.data() + i * width, normed[i]->weight, width, type);
+    if (normed[i]->from.data)
+      norm_rope_widen(weights.data() + i * width, normed[i]->weight, width, type);
   const int64_t rows = shape.batch * shape.tokens;
 #pragma omp parallel num_threads(threads) if (threads > 1 && rows * width > kParallelElements)
   {
@@ -211,9 +212,9 @@ void qk_norm_rope_store(const NormedStream& q, const NormedStream& k, const Norm
         if (normed[i]->from.data == nullptr) continue;
         const auto [from, to] = ends_of(*normed[i], b, s, bytes);
         norm_rope_row(to, from,
-                    {scratch.data(), weights.data() + i * width, rotated ? cosines : nullptr, sines,
-                     shape.heads, shape.head_dim},
-                    type);
+                      {scratch.data(), weights.data() + i * width, rotated ? cosines : nullptr,
+                       sines, shape.heads, shape.head_dim},
+                      type);
       }
       if (v.from.data) {
         const auto [from, to] = ends_of(v, b, s, bytes);

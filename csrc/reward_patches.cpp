@@ -11,7 +11,7 @@ namespace {
 
 using namespace pixels;
 
-constexpr int kLanes = 16;  // rows resized together: one register of 32-bit sums, or two
+constexpr int kLanes = 16;             // rows resized together: one register of 32-bit sums, or two
 constexpr int kBand = 4 * kMergeSide;  // output rows that one task makes
 constexpr int64_t kPixelsWorthAThread = 1 << 14;
 
@@ -65,8 +65,8 @@ STREAMT1_CLONES void turn_back(uint8_t* out, const uint8_t* in, int64_t size) {
     for (int64_t x = 0; x < size; ++x) out[i * size + x] = in[x * kLanes + i];
 }
 
-// in [size, kLanes] -> out [resized, kLanes]: turned rows are read in order, where one row's windows
-// overlap and jump.
+// in [size, kLanes] -> out [resized, kLanes]: turned rows are read in order, where one row's
+// windows overlap and jump.
 STREAMT1_CLONES void resize_rows(uint8_t* out, const uint8_t* in, const int32_t* starts,
                                  const int32_t* weights, int32_t taps, int32_t resized) {
   for (int32_t x = 0; x < resized; ++x) {

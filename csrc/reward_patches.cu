@@ -25,13 +25,12 @@ __global__ void __launch_bounds__(kThreads) patches_kernel(PatchJob job, Tile ti
 }
 
 template <typename T, int kCount, typename U>
-int launch(const PatchJob& job, cudaStream_t stream) {
+cudaError_t launch(const PatchJob& job, cudaStream_t stream) {
   const Tile tile = tile_of(job);
   const auto bytes = static_cast<int>(bytes_of(tile));
   if (bytes > kEveryGpu) {
-    const cudaError_t refused =
-        cudaFuncSetAttribute(patches_kernel<T, kCount, U>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    const cudaError_t refused = cudaFuncSetAttribute(
+        patches_kernel<T, kCount, U>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (refused != cudaSuccess) return refused;
   }
   patches_kernel<T, kCount, U><<<blocks_of(job, tile), kThreads, bytes, stream>>>(job, tile);
@@ -39,14 +38,14 @@ int launch(const PatchJob& job, cudaStream_t stream) {
 }
 
 template <typename T, int kCount>
-int launch_into(const PatchJob& job, cudaStream_t stream) {
+cudaError_t launch_into(const PatchJob& job, cudaStream_t stream) {
   if (job.out_type == Pixel::kFloat32) return launch<T, kCount, float>(job, stream);
   if (job.out_type == Pixel::kBFloat16) return launch<T, kCount, BFloat16>(job, stream);
   return launch<T, kCount, Float16>(job, stream);
 }
 
 template <typename T>
-int launch_from(const PatchJob& job, cudaStream_t stream) {
+cudaError_t launch_from(const PatchJob& job, cudaStream_t stream) {
   constexpr int kCount = kAccess / static_cast<int>(sizeof(T));
   return aligned_rows<T>(job) ? launch_into<T, kCount>(job, stream)
                               : launch_into<T, 1>(job, stream);
@@ -54,12 +53,14 @@ int launch_from(const PatchJob& job, cudaStream_t stream) {
 
 }  // namespace
 
-int reward_patches_cuda(const PatchJob& job, void* stream) {
+const char* reward_patches_cuda(const PatchJob& job, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
-  if (job.type == Pixel::kFloat32) return launch_from<float>(job, queue);
-  if (job.type == Pixel::kBFloat16) return launch_from<BFloat16>(job, queue);
-  if (job.type == Pixel::kFloat16) return launch_from<Float16>(job, queue);
-  return launch_from<uint8_t>(job, queue);
+  cudaError_t error = cudaSuccess;
+  if (job.type == Pixel::kFloat32) error = launch_from<float>(job, queue);
+  if (job.type == Pixel::kBFloat16) error = launch_from<BFloat16>(job, queue);
+  if (job.type == Pixel::kFloat16) error = launch_from<Float16>(job, queue);
+  if (job.type == Pixel::kUInt8) error = launch_from<uint8_t>(job, queue);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 }  // namespace streamt1

@@ -148,9 +148,8 @@ Weights<double> turn(const Dots& sum, double beta) {
 }  // namespace
 
 void normal_noise(const Noise& noise, int threads) {
-  for_tiles(noise, threads, [&](const Tile& tile) {
-    store_tile(tile.out, noise.type, tile.draw, tile.count);
-  });
+  for_tiles(noise, threads,
+            [&](const Tile& tile) { store_tile(tile.out, noise.type, tile.draw, tile.count); });
 }
 
 void blend_noise(const Noise& noise, double beta, int threads) {

@@ -90,14 +90,14 @@ def _keys(t: Tensor) -> Tensor:
 
 def resize_reference(pixels: Tensor, height: int, width: int) -> Tensor:
     """pixels [..., H, W] uint8 -> [..., height, width] uint8, in plain torch."""
-    rows = _resize_last(pixels, width)
-    return _resize_last(rows.transpose(-1, -2), height).transpose(-1, -2).contiguous()
+    return _resize(_resize(pixels, -1, width), -2, height)
 
 
-def _resize_last(pixels: Tensor, resized: int) -> Tensor:
-    axis = taps(pixels.shape[-1], resized, pixels.device)
+def _resize(pixels: Tensor, dim: int, resized: int) -> Tensor:
+    axis = taps(pixels.shape[dim], resized, pixels.device)
     wide, starts = pixels.to(torch.int32), axis.starts.long()
-    total = torch.full((*pixels.shape[:-1], resized), HALF, dtype=torch.int32, device=pixels.device)
+    total = wide.new_full((), HALF)
     for tap in range(axis.count):
-        total += axis.weights[tap] * wide[..., starts + tap]
+        weights = axis.weights[tap].view(-1, *[1] * (-1 - dim))
+        total = total + weights * wide.index_select(dim, starts + tap)
     return (total >> BITS).clamp(0, 255).to(torch.uint8)

@@ -83,7 +83,8 @@ def range_from(lowest: float) -> tuple[float, float]:
 
 def _unit(frames: Tensor, lowest: float) -> Tensor:
     gain, bias = range_from(lowest)
-    return (frames.float() * gain + bias).nan_to_num(nan=0.0).clamp(0.0, 1.0)
+    wide = frames.to(torch.promote_types(frames.dtype, torch.float32))
+    return (wide * gain + bias).nan_to_num(nan=0.0).clamp(0.0, 1.0)
 
 
 def _round(x: Tensor) -> Tensor:
@@ -170,8 +171,9 @@ def _launch(
         with torch.cuda.device(frames.device):
             call(out.data_ptr(), frames.data_ptr(), dtype, (T, H, W), lowest, stream)
     else:
-        shape = {"op": op, "pixels": T * H * W}
-        config = config or tuning.nearest("frame_pack", shape, tuning.gpu_name())
+        config = config or tuning.nearest(
+            "frame_pack", {"op": op, "pixels": T * H * W}, tuning.gpu_name()
+        )
         getattr(frame_pack_triton, op)(out, frames, gain, bias, config)
 
 

@@ -5,7 +5,7 @@ import importlib
 import logging
 from types import ModuleType
 
-INTERFACE = 2  # what these Python files call; csrc/binding.cpp has the same number
+INTERFACE = 3  # what these Python files call; csrc/binding.cpp has the same number
 BUILD = "build it with `pip install -e .` or `cmake -S . -B build && cmake --build build`"
 
 log = logging.getLogger(__name__)

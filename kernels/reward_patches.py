@@ -74,16 +74,14 @@ def fit_size(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple
         raise ValueError(
             f"fit_size: want sides of at least 1 and at most 1:200, got {height}x{width}"
         )
-    sides = round(height / FACTOR) * FACTOR, round(width / FACTOR) * FACTOR
-    if math.prod(sides) > max_pixels:
+    tall, wide = round(height / FACTOR), round(width / FACTOR)
+    if tall * wide * FACTOR**2 > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        sides = tuple(
-            max(1, math.floor(side / shrink / FACTOR)) * FACTOR for side in (height, width)
-        )
-    elif math.prod(sides) < min_pixels:
+        tall, wide = (max(1, math.floor(side / shrink / FACTOR)) for side in (height, width))
+    elif tall * wide * FACTOR**2 < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
-        sides = tuple(math.ceil(side * grow / FACTOR) * FACTOR for side in (height, width))
-    return sides[0], sides[1]
+        tall, wide = (math.ceil(side * grow / FACTOR) for side in (height, width))
+    return tall * FACTOR, wide * FACTOR
 
 
 def reward_patches_reference(frames: Tensor, form: PatchFormat, lowest: float = 0.0) -> Tensor:

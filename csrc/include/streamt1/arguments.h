@@ -46,7 +46,7 @@ inline Pixel pixel(const std::string& name) {
 inline FrameShape frame_shape(const std::array<int64_t, 3>& sizes) {
   for (const int64_t size : sizes)
     if (size < 1) throw std::invalid_argument("shape: want frames, height, width of at least 1");
-  if (sizes[1] >= (int64_t{1} << 31) / sizes[2])
+  if (sizes[1] > ((int64_t{1} << 31) - 1) / sizes[2])
     throw std::invalid_argument("shape: want fewer than 2^31 pixels a frame");
   return {sizes[0], sizes[1], sizes[2]};
 }
@@ -54,8 +54,7 @@ inline FrameShape frame_shape(const std::array<int64_t, 3>& sizes) {
 // `from` is addresses of the rows to blend with and of their index, 0 where there is none; `sizes`
 // is rows, rows to blend with, elements of a row.
 inline Noise noise_rows(uintptr_t out, const std::string& dtype, uintptr_t streams,
-                           const std::array<uintptr_t, 2>& from,
-                           const std::array<int64_t, 3>& sizes) {
+                        const std::array<uintptr_t, 2>& from, const std::array<int64_t, 3>& sizes) {
   const auto [rows, sources, elements] = sizes;
   if (rows < 1 || elements < 1) throw std::invalid_argument("shape: want sizes of at least 1");
   const auto* parents = reinterpret_cast<const int32_t*>(from[1]);
@@ -73,21 +72,20 @@ inline Noise noise_rows(uintptr_t out, const std::string& dtype, uintptr_t strea
 }
 
 inline PackJob pack_job(uintptr_t out, uintptr_t frames, const std::string& dtype,
-                           const std::array<int64_t, 3>& sizes, float lowest) {
+                        const std::array<int64_t, 3>& sizes, float lowest) {
   return {pointer<uint8_t>(out, "out"), pointer<const void>(frames, "frames"), pixel(dtype),
           frame_shape(sizes), range_from(lowest)};
 }
 
 inline PackJob rgb24_job(uintptr_t out, uintptr_t frames, const std::string& dtype,
-                            const std::array<int64_t, 3>& sizes, float lowest) {
+                         const std::array<int64_t, 3>& sizes, float lowest) {
   const auto job = pack_job(out, frames, dtype, sizes, lowest);
-  if (job.type == Pixel::kUInt8)
-    throw std::invalid_argument("dtype: uint8 is rgb24 already");
+  if (job.type == Pixel::kUInt8) throw std::invalid_argument("dtype: uint8 is rgb24 already");
   return job;
 }
 
 inline PackJob yuv420_job(uintptr_t out, uintptr_t frames, const std::string& dtype,
-                             const std::array<int64_t, 3>& sizes, float lowest) {
+                          const std::array<int64_t, 3>& sizes, float lowest) {
   const auto job = pack_job(out, frames, dtype, sizes, lowest);
   if (job.shape.height % 2 || job.shape.width % 2)
     throw std::invalid_argument("shape: want an even height and width");
@@ -101,14 +99,18 @@ inline ResizeAxis resize_axis(const Axis& axis) {
   const auto [starts, weights, host_starts, taps, size, resized] = axis;
   if (taps < 1 || size < taps || resized < 1 || resized % kMergeSide)
     throw std::invalid_argument("axis: want taps from 1 to size and a multiple of 28 resized");
-  return {pointer<const int32_t>(starts, "starts"), pointer<const int32_t>(weights, "weights"),
-          pointer<const int32_t>(host_starts, "host_starts"), taps, size, resized};
+  return {pointer<const int32_t>(starts, "starts"),
+          pointer<const int32_t>(weights, "weights"),
+          pointer<const int32_t>(host_starts, "host_starts"),
+          taps,
+          size,
+          resized};
 }
 
 inline PatchJob patch_job(uintptr_t out, const std::string& out_dtype, uintptr_t frames,
-                             const std::string& dtype, int64_t frame_stride, int64_t count,
-                             bool video, float lowest, const Axis& rows, const Axis& columns,
-                             const std::array<float, 3>& scale, const std::array<float, 3>& shift) {
+                          const std::string& dtype, int64_t frame_stride, int64_t count, bool video,
+                          float lowest, const Axis& rows, const Axis& columns,
+                          const std::array<float, 3>& scale, const std::array<float, 3>& shift) {
   if (count < 1) throw std::invalid_argument("frames: want at least 1");
   const auto out_type = pixel(out_dtype);
   if (out_type == Pixel::kUInt8) throw std::invalid_argument("out: want a float dtype");
@@ -132,9 +134,7 @@ inline void fits_a_block(const PatchJob& job) {
         "impl='cuda' cannot hold a tile of frames that shrink so much; use impl='triton'");
 }
 
-inline void launched(const char* kernel, int error) {
-  if (error != 0)
-    throw std::runtime_error(std::string(kernel) + ": the CUDA launch failed with error " +
-                             std::to_string(error) + " (cudaError_t)");
+inline void launched(const char* kernel, const char* failure) {
+  if (failure) throw std::runtime_error(std::string(kernel) + ": the launch failed: " + failure);
 }
 }  // namespace streamt1

@@ -1,7 +1,8 @@
 // One function, several instruction sets: the loader picks the best one the processor has.
 #pragma once
 
-#if !defined(STREAMT1_NO_CLONES) && defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#if !defined(STREAMT1_NO_CLONES) && defined(__x86_64__) && defined(__gnu_linux__) && \
+    defined(__GNUC__) && !defined(__clang__)
 #define STREAMT1_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define STREAMT1_CLONES

@@ -163,8 +163,8 @@ STREAMT1_BOTH void merge_vector(const EmaMerge& m, int64_t plane, uint32_t vecto
   const auto at = [start, plane](auto* base, int64_t stride) {
     return base + plane * stride + start;
   };
-  const auto taken = *reinterpret_cast<const Vector<T>*>(
-      at(static_cast<const T*>(m.evicted), m.evicted_stride));
+  const auto taken =
+      *reinterpret_cast<const Vector<T>*>(at(static_cast<const T*>(m.evicted), m.evicted_stride));
   Vector<T> sink, out;
   float old[kSize], fresh[kSize];
   if (kStorage == Storage::kFloat32Shadow && m.shadow_in != nullptr) {

@@ -11,7 +11,7 @@ namespace streamt1 {
 enum class KVType { kFloat32, kBFloat16, kFloat16 };
 enum class Storage { kOnce, kFloat32Shadow, kStochastic, kReleased };
 
-constexpr int64_t kMaxPlanes = 65535;              // of a CUDA grid's second axis
+constexpr int64_t kMaxPlanes = 65535;               // of a CUDA grid's second axis
 constexpr int64_t kMaxElements = int64_t{1} << 30;  // of a plane
 constexpr int kMaxHeadDim = 256;
 constexpr int kMaxTurned = 48;  // temporal pairs of the largest head

@@ -1,5 +1,5 @@
-// What one CUDA thread does to pack frames. frame_pack.cu launches it; frame_pack_emulated.cpp runs the
-// same functions thread by thread on the CPU. The contract is written in kernels/frame_pack.py.
+// What one CUDA thread does to pack frames. frame_pack.cu launches it; frame_pack_emulated.cpp runs
+// the same functions thread by thread on the CPU. The contract is written in kernels/frame_pack.py.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +34,8 @@ STREAMT1_BOTH const T* plane_of(const PackJob& job, int64_t frame, int64_t colou
   return static_cast<const T*>(job.frames) + (3 * frame + colour) * plane;
 }
 
-// First half of the RGB kernel: `thread` leaves kLanes<T> pixels of the tile in `shared` [3 * kTile<T>
-// bytes], interleaved, as whole words. kAligned: aligned_tiles(job).
+// First half of the RGB kernel: `thread` leaves kLanes<T> pixels of the tile in `shared` [3 *
+// kTile<T> bytes], interleaved, as whole words. kAligned: aligned_tiles(job).
 template <typename T, bool kAligned>
 STREAMT1_BOTH void rgb24_read(const PackJob& job, int64_t frame, int64_t tile, int thread,
                               uint32_t* shared) {
@@ -140,14 +140,16 @@ STREAMT1_BOTH void yuv420_write(const PackJob& job, int64_t frame, uint32_t thre
 
 // Whether planes and packed frames all begin at multiples of 16 bytes, so that whole tiles do.
 inline bool aligned_tiles(const PackJob& job) {
-  const auto in = reinterpret_cast<uintptr_t>(job.frames), out = reinterpret_cast<uintptr_t>(job.out);
+  const auto in = reinterpret_cast<uintptr_t>(job.frames),
+             out = reinterpret_cast<uintptr_t>(job.out);
   return (in | out) % kAccess == 0 && job.shape.height * job.shape.width % kAccess == 0;
 }
 
 // Whether every row can be read 16 bytes at a time.
 template <typename T>
 bool aligned_rows(const PackJob& job) {
-  const auto in = reinterpret_cast<uintptr_t>(job.frames), out = reinterpret_cast<uintptr_t>(job.out);
+  const auto in = reinterpret_cast<uintptr_t>(job.frames),
+             out = reinterpret_cast<uintptr_t>(job.out);
   return (in | out) % kAccess == 0 && job.shape.width % kLanes<T> == 0;
 }
 

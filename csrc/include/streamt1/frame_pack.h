@@ -26,8 +26,8 @@ void pack_yuv420(const PackJob& job, int threads);
 void pack_rgb24_emulated(const PackJob& job);
 void pack_yuv420_emulated(const PackJob& job);
 
-// On a GPU, on `stream`. Returns the launch's cudaError_t, 0 for success. Not for kUInt8.
-int pack_rgb24_cuda(const PackJob& job, void* stream);
-int pack_yuv420_cuda(const PackJob& job, void* stream);
+// On a GPU, on `stream`. Returns why the launch failed, or null. Not for kUInt8.
+const char* pack_rgb24_cuda(const PackJob& job, void* stream);
+const char* pack_yuv420_cuda(const PackJob& job, void* stream);
 
 }  // namespace streamt1

@@ -125,7 +125,9 @@ STREAMT1_BOTH float luma(const Colour& c) {
   return sum(sum(product(c.r, 0.2126f), product(c.g, 0.7152f)), product(c.b, 0.0722f));
 }
 
-STREAMT1_BOTH uint8_t y_of(const Colour& c) { return byte_of(sum(product(luma(c), 219.0f), 16.0f)); }
+STREAMT1_BOTH uint8_t y_of(const Colour& c) {
+  return byte_of(sum(product(luma(c), 219.0f), 16.0f));
+}
 
 STREAMT1_BOTH uint8_t cb_of(const Colour& mean) {
   constexpr float kScale = static_cast<float>(224.0 / 1.8556);

@@ -1,5 +1,6 @@
-// What one CUDA thread does to make patches. reward_patches.cu launches it; reward_patches_emulated.cpp
-// runs the same functions thread by thread on the CPU. The contract is in kernels/reward_patches.py.
+// What one CUDA thread does to make patches. reward_patches.cu launches it;
+// reward_patches_emulated.cpp runs the same functions thread by thread on the CPU. The contract is
+// in kernels/reward_patches.py.
 //
 // A block makes one colour of a band of 28 output rows, `columns` wide, of one group of frames, so
 // that a byte in between never leaves the chip. In turn, all threads together:
@@ -134,8 +135,7 @@ STREAMT1_BOTH void narrow_tile(const PatchJob& job, const Tile& tile, const Plac
       const int32_t weight = job.columns.weights[int64_t{tap} * job.columns.resized + column];
       for (int i = 0; i < kRowsAtOnce; ++i) total[i] += weight * from[i * tile.pitch + tap];
     }
-    for (int i = 0; i < kRowsAtOnce; ++i)
-      narrow[(y + i) * tile.columns + x] = pixel_of(total[i]);
+    for (int i = 0; i < kRowsAtOnce; ++i) narrow[(y + i) * tile.columns + x] = pixel_of(total[i]);
   }
 }
 
@@ -205,9 +205,9 @@ STREAMT1_BOTH void write_tile(const PatchJob& job, const Tile& tile, const Place
       const int bit = 8 * static_cast<int>(sizeof(U)) * i;
       out.lane[bit / 32] |= raw(write<U>(value)) << (bit % 32);
     }
-    const int64_t place = at.group * patches_of(job) +
-                          place_of(job, at.first_row / kPatchSide + row,
-                                   at.first_column / kPatchSide + column);
+    const int64_t place =
+        at.group * patches_of(job) +
+        place_of(job, at.first_row / kPatchSide + row, at.first_column / kPatchSide + column);
     static_cast<Words*>(job.out)[(place * 3 + at.colour) * kParts + part] = out;
   }
 }
@@ -243,8 +243,8 @@ inline uint32_t blocks_of(const PatchJob& job, const Tile& tile) {
 template <typename T>
 bool aligned_rows(const PatchJob& job) {
   constexpr int kCount = kAccess / static_cast<int>(sizeof(T));
-  return reinterpret_cast<uintptr_t>(job.frames) % kAccess == 0 &&
-         job.columns.size % kCount == 0 && job.frame_stride % kCount == 0;
+  return reinterpret_cast<uintptr_t>(job.frames) % kAccess == 0 && job.columns.size % kCount == 0 &&
+         job.frame_stride % kCount == 0;
 }
 
 }  // namespace patches

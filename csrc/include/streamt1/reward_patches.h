@@ -20,7 +20,8 @@ struct ResizeAxis {
 struct PatchJob {
   void* out;  // [groups * rows / 14 * columns / 14, 3, 2, 14, 14]
   Pixel out_type;
-  const void* frames;  // [frame_count, 3, rows.size, columns.size], a frame every `frame_stride` values
+  const void*
+      frames;  // [frame_count, 3, rows.size, columns.size], a frame every `frame_stride` values
   Pixel type;
   int64_t frame_stride;
   int64_t frame_count;
@@ -72,8 +73,8 @@ void reward_patches(const PatchJob& job, int threads);
 // The CUDA kernel's own code run on the CPU, thread by thread, for the tests.
 void reward_patches_emulated(const PatchJob& job);
 
-// On a GPU, on `stream`. Returns the launch's cudaError_t, 0 for success.
-int reward_patches_cuda(const PatchJob& job, void* stream);
+// On a GPU, on `stream`. Returns why the launch failed, or null.
+const char* reward_patches_cuda(const PatchJob& job, void* stream);
 
 // Bytes of shared memory that a block of the CUDA kernel needs, 0 if more than any GPU has.
 int64_t reward_patches_shared_bytes(const PatchJob& job);

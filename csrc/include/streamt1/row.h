@@ -1,5 +1,5 @@
-// One token's values as float32: read, sum, write. Sums have 32 fixed accumulators, so their bits do
-// not depend on the instruction set.
+// One token's values as float32: read, sum, write. Sums have 32 fixed accumulators, so their bits
+// do not depend on the instruction set.
 #pragma once
 
 #include <cstdint>

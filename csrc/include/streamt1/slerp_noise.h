@@ -1,5 +1,5 @@
-// Fresh noise drawn where it is used: by itself, blended with a parent's, or added to clean latents.
-// The contracts are written in kernels/philox.py and kernels/slerp_noise.py.
+// Fresh noise drawn where it is used: by itself, blended with a parent's, or added to clean
+// latents. The contracts are written in kernels/philox.py and kernels/slerp_noise.py.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,10 @@ namespace streamt1 {
 
 // Rows of noise. Pointers to values are float32, bfloat16 or float16, rows dense.
 struct Noise {
-  void* out;                // [rows, elements]
-  const void* previous;     // [parents' rows, elements]
-  const int32_t* parents;   // [rows]; null: row b reads row b
-  const int64_t* streams;   // [rows, 3]
+  void* out;               // [rows, elements]
+  const void* previous;    // [parents' rows, elements]
+  const int32_t* parents;  // [rows]; null: row b reads row b
+  const int64_t* streams;  // [rows, 3]
   int64_t rows;
   int64_t elements;
   Float type;
