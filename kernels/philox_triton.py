@@ -18,6 +18,8 @@ words it is 0 in four values of five and 2 in less than one of a hundred thousan
 The polynomials are minimax fits, their coefficients rounded to float32 one after the other.
 """
 
+from typing import Any
+
 from runtime.kernels.triton_lang import AVAILABLE, INTERPRETED, jit, tl
 
 STREAM = 0x5354_7431  # "STt1": keeps this counter space apart from any other use of the same seed
@@ -30,7 +32,7 @@ def _fma_in_float64(x, y, z):
 
 
 # x * y + z rounded once. The interpreter's tl.fma rounds the product; there, any function can stand in for it.
-fma = _fma_in_float64 if INTERPRETED else getattr(tl, "fma", None)
+fma: Any = _fma_in_float64 if INTERPRETED else getattr(tl, "fma", None)
 
 
 @jit

@@ -18,11 +18,12 @@ Shapes   previous  [N, ...] float32, bfloat16 or float16, contiguous; a row is o
 Math     float32 in the order written, rounded once on store; slerp's angle, from float64 dot products, in float64.
          torch and C++ agree bit for bit in blend and renoise, and in slerp up to its last bit: C++ weighs in float64.
          Triton rounds slerp's weights to float32, fuses multiply and add, and draws within 2 units in the last place
-         (see ``philox_triton``). float64 only in torch. No implementation lets a value know its batch, block or thread.
-Cost     Triton: 55 instructions an element on sm_90, of which 29 float32, 10 logic and 5 wide multiplications, counted in
-         the SASS of a BLOCK of 1,024. An H100 issues 132 x 128 a clock and copies 2.9 TB/s, that is 12.5 bytes a clock
-         and SM: float32 (8 bytes an element, 0.64 clocks to move, 0.43 to issue) is bound by memory, bfloat16 (0.32 to
-         move) by issuing. slerp draws twice and reads twice.
+         (see ``philox_triton``). float64 only in torch. No value knows its batch or thread, in blend and renoise nor its block.
+Cost     Triton, counted in the code of the default form for sm_90: 63 instructions an element, of which 29 float32, 11
+         logic, 6 additions and 5 wide multiplications of integers; 55 in longer tiles. An H100 issues 128 a clock and SM
+         and copies 12.5 bytes in the same time (2.9 TB/s at 1.755 GHz). So float32 (8 bytes: 0.64 clocks to move, 0.49 to
+         issue) is bound by memory, bfloat16 (0.32 to move) by issuing unless siblings find their parent in the L2.
+         slerp draws twice and reads twice. These are counts; no GPU has timed them yet.
 Source   Stream-T1, noise propagation; Shoemake, "Animating rotation with quaternion curves", 1985; re-noising of
          few-step flow matching as in Self-Forcing.
 Raises   ValueError for shapes, dtypes or devices that do not fit and beta outside [-1, 1]. ``parents`` are checked on the
@@ -31,7 +32,7 @@ Raises   ValueError for shapes, dtypes or devices that do not fit and beta outsi
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,50 +268,27 @@ def _check_rows(
 
 def builds() -> Iterator[Build]:
     """Every form of the kernels that a launch could ask for, rows long enough to be aligned."""
-    names = ["out", "previous", "parents", "streams", "weights", "partials", "elements"]
+    no_index: dict[str, Any] = {"parents": None}
+    forms: list[tuple[str, Any, dict[str, Any]]] = [
+        ("blend", mix_kernel, {"MODE": "blend", "weights": None}),
+        ("blend without index", mix_kernel, {"MODE": "blend", "weights": None, **no_index}),
+        ("slerp", mix_kernel, {"MODE": "slerp"}),
+        ("renoise", mix_kernel, {"MODE": "renoise", **no_index}),
+        ("dots", dots_kernel, {}),
+        ("dots without index", dots_kernel, no_index),
+    ]
     for config in tuning.shipped("slerp_noise"):
-        warps, block = config["num_warps"], {"BLOCK": config["BLOCK"]}
         for dtype in sorted(NARROW, key=str):
-            for mode, indexed in (
-                ("blend", True),
-                ("blend", False),
-                ("slerp", True),
-                ("renoise", False),
-            ):
-                fixed = {"MODE": mode, **block}
-                fixed |= {} if indexed else {"parents": None}
-                fixed |= {"weights": None} if mode == "blend" else {}
-                label = f"slerp_noise {mode} {dtype} indexed={indexed} {config}"
-                yield Build(
-                    label,
-                    mix_kernel,
-                    _signature(mix_kernel, dtype, fixed),
-                    fixed,
-                    warps,
-                    aligned=frozenset(names),
-                )
-            for fixed in (block, {"parents": None, **block}):
-                label = f"slerp_noise dots {dtype} {fixed} {config}"
-                yield Build(
-                    label,
-                    dots_kernel,
-                    _signature(dots_kernel, dtype, fixed),
-                    fixed,
-                    warps,
-                    aligned=frozenset(names),
-                )
+            for name, kernel, form in forms:
+                label = f"slerp_noise {name} {dtype} {config}"
+                fixed = {**form, "BLOCK": config["BLOCK"]}
+                yield _build(label, kernel, dtype, fixed, config["num_warps"])
     fixed = {"PARALLEL": PARALLEL, "TILES": TURN["TILES"]}
-    signature = _signature(turn_kernel, torch.float32, fixed)
-    yield Build(
-        "slerp_noise turn",
-        turn_kernel,
-        signature,
-        fixed,
-        TURN["num_warps"],
-        aligned=frozenset(names),
-    )
+    yield _build("slerp_noise turn", turn_kernel, torch.float32, fixed, TURN["num_warps"])
 
 
-def _signature(kernel: Any, dtype: torch.dtype, fixed: Mapping[str, Any]) -> dict[str, str]:
+def _build(label: str, kernel: Any, dtype: torch.dtype, fixed: dict[str, Any], warps: int) -> Build:
     types = {"out": pointer(dtype), "previous": pointer(dtype), **_TYPES}
-    return {name: types[name] for name in kernel.arg_names if name not in fixed}
+    signature = {name: types[name] for name in kernel.arg_names if name not in fixed}
+    aligned = {name for name, kind in signature.items() if kind[0] == "*" or name == "elements"}
+    return Build(label, kernel, signature, fixed, warps, aligned=frozenset(aligned))
