@@ -86,7 +86,7 @@ def shipped(
     Reduced: every form for one chip, sm_90, and the first form of every kernel function for the others.
     """
     for module in kernel_modules():
-        if kernels and module not in kernels:
+        if kernels and module.removesuffix("_triton") not in kernels:
             continue
         seen = set()
         for place, build in enumerate(forms_of(module)):
@@ -98,9 +98,10 @@ def shipped(
 
 
 def kernel_modules() -> list[str]:
-    """The names of the files in ``kernels/`` that have a ``builds()``."""
+    """The names of the files in ``kernels/`` that have a ``builds()`` of their own, not an imported one."""
     names = [info.name for info in pkgutil.iter_modules(runtime.kernels.__path__)]
-    return [name for name in names if hasattr(_module(name), "builds")]
+    found = {name: getattr(_module(name), "builds", None) for name in names}
+    return [n for n, f in found.items() if f and f.__module__ == f"runtime.kernels.{n}"]
 
 
 def forms_of(module: str) -> list[Build]:
@@ -130,7 +131,11 @@ def compile_build(build: Build, arch: int) -> Any:
     source = ASTSource(
         fn=build.kernel, signature=signature, constexprs=dict(build.constants), attrs=aligned
     )
-    options = {"num_warps": build.num_warps, "num_stages": build.num_stages}
+    options = {
+        "num_warps": build.num_warps,
+        "num_stages": build.num_stages,
+        "enable_fp_fusion": build.fused,
+    }
     return compile_triton(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
@@ -201,7 +206,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--arch", nargs="+", type=int, choices=ARCHS, default=list(ARCHS))
     parser.add_argument(
-        "--kernels", nargs="+", choices=kernel_modules(), default=[], help="default: all"
+        "--kernels",
+        nargs="+",
+        choices=[module.removesuffix("_triton") for module in kernel_modules()],
+        default=[],
+        help="default: all",
     )
     parser.add_argument("--reduced", action="store_true", help=shipped.__doc__.split("\n\n")[1])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at once")

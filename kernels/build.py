@@ -36,6 +36,7 @@ class Build:
     num_stages: int = 2
     aligned: frozenset[str] = frozenset()
     dots: bool = False  # must run on tensor cores
+    fused: bool = True  # a * b + c may become one instruction; False where bits are specified
     archs: tuple[int, ...] = ARCHS
 
 

@@ -137,5 +137,11 @@ def _build(dtype: torch.dtype, storage: str, config: tuning.Config) -> Build:
     label = f"ema_merge {dtype} {storage} BLOCK={config['BLOCK']}".replace("torch.", "")
     aligned = frozenset({*pointers, *strides, *(set(shadows) & set(signature)), "elements"})
     return Build(
-        label, ema_merge_kernel, signature, constants, config["num_warps"], aligned=aligned
+        label,
+        ema_merge_kernel,
+        signature,
+        constants,
+        config["num_warps"],
+        aligned=aligned,
+        fused=False,
     )

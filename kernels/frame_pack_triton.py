@@ -154,6 +154,7 @@ def builds() -> Iterator[Build]:
                     {"WORDS": words, "BLOCK": block},
                     num_warps=warps,
                     aligned=aligned if words else aligned - {"plane"},
+                    fused=False,
                 )
             yield Build(
                 f"frame_pack yuv420 {name} BLOCK={block}",
@@ -162,4 +163,5 @@ def builds() -> Iterator[Build]:
                 {"ROWS": block // COLUMNS, "COLUMNS": COLUMNS},
                 num_warps=warps,
                 aligned=aligned,
+                fused=False,
             )

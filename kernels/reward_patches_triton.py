@@ -169,6 +169,7 @@ def builds() -> Iterator[Build]:
                 tile,
                 num_warps=config["num_warps"],
                 aligned=aligned,
+                fused=False,
             )  # fmt: skip
         for dtype in sorted(NARROW, key=str):
             for video in (False, True):
@@ -180,4 +181,5 @@ def builds() -> Iterator[Build]:
                     tile | {"VIDEO": video},
                     num_warps=config["num_warps"],
                     aligned=aligned - {"frames"},
+                    fused=False,
                 )  # fmt: skip
