@@ -84,13 +84,14 @@ def test_the_native_kernels_touch_only_their_memory(sanitized):
 def test_a_write_past_the_end_would_stop_the_process(sanitized):
     """The other test means something: one element too many is found."""
     code = """
-import ctypes, importlib.util, sys
+import array, ctypes, importlib.util, sys
 spec = importlib.util.spec_from_file_location("_C", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 malloc = ctypes.CDLL(None).malloc
 malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-module.philox_normal(malloc(4 * 100), 101, (1, 2), (3, 4, 5), 1)
+streams = array.array("q", [1, 2, 3])
+module.philox_normal(malloc(4 * 100), "float32", streams.buffer_info()[0], (1, 101), 1)
 """
     done = run(code, str(sanitized))
     assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr
