@@ -9,10 +9,11 @@ from functools import partial
 import torch
 
 from runtime.bench.op import Case, main
+from runtime.bench.tune import Tunable, rounding
 from runtime.kernels import adaln as ops
 from runtime.kernels.dispatch import implementation
 
-SIZES = {"embedded": [(1, 36, 192), (4, 36, 192)], "full": [(1, 1560, 1536)]}  # B, P, E
+SIZES = {"embedded": [(1, 16, 192), (4, 16, 192)], "full": [(1, 1560, 1536)]}  # B, P, E
 FRAMES = 3
 
 
@@ -43,6 +44,22 @@ def cases(device: torch.device, shape: str) -> Iterator[Case]:
                     {impl: _error(op(*args, impl=impl), exact) for impl in impls},
                     moved_bytes=passes * x.nbytes,
                 )
+
+
+def tunables(device: torch.device) -> Iterator[Tunable]:
+    """The widths that a launch asks for; the sum, norm and modulation together decide."""
+    for size in SIZES:
+        B, P, E = SIZES[size][-1]
+        x, y = torch.randn(2, B, FRAMES * P, E, device=device).bfloat16()
+        vectors = torch.randn(B, FRAMES, 3, 1, E, device=device).bfloat16().unbind(2)
+        exact = ops.residual_adaln(*(t.double() for t in (x, y, *vectors)), impl="torch")
+        yield Tunable(
+            {"width": E},
+            ops.SPACE,
+            partial(ops.residual_adaln, x, y, *vectors, "triton"),
+            partial(_error, exact=exact),
+            rounding(exact),
+        )
 
 
 def _error(got: torch.Tensor | tuple, exact: torch.Tensor | tuple) -> float:

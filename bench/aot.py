@@ -127,6 +127,8 @@ def compile_build(build: Build, arch: int) -> Any:
     missing = [n for n in names if n not in build.signature and n not in build.constants]
     if missing:
         raise ValueError(f"{build.label}: no type and no constant for arguments {missing}")
+    if strange := sorted(build.aligned - set(build.signature)):
+        raise ValueError(f"{build.label}: aligned names {strange}, which are no arguments")
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in build.aligned}
     source = ASTSource(
         fn=build.kernel, signature=signature, constexprs=dict(build.constants), attrs=aligned

@@ -17,8 +17,11 @@ from functools import partial
 import torch
 
 from runtime.bench.op import Case, main
+from runtime.bench.tune import Tunable, rounding
 from runtime.kernels import native, triton_lang
 from runtime.kernels.ema_merge import STORAGES, Ema, ema_merge_, ema_merge_reference
+from runtime.kernels.ema_merge_triton import SPACE
+from runtime.kernels.tuning import Config
 
 BLOCKS = {"embedded": (12, 48, 6, 32), "full": (60, 4680, 12, 128)}  # P, S, H, D
 CPU_PLANES = 2
@@ -65,6 +68,27 @@ def case(
     name = "P={} S={} H={} D={} {}".format(*shape, how.storage)
     runs = {impl: partial(merge, impl=impl) for impl in impls}
     return Case("ema_merge", name, dtype, runs, errors, moved_bytes=moved)
+
+
+def tunables(device: torch.device) -> Iterator[Tunable]:
+    """The plane sizes that a launch asks for. Not in place, so that every launch reads the same sink."""
+    how = Ema(0.999, SHIFT, "once", 42)
+    for planes, *rest in BLOCKS.values():
+        pool = torch.randn(planes, 3, *rest, device=device).half()
+        out, sink, evicted = pool.unbind(1)
+
+        def run(config: Config, out=out, sink=sink, evicted=evicted) -> torch.Tensor:
+            ema_merge_(out, sink, evicted, how, impl="triton", config=config)
+            return out
+
+        exact = ema_merge_reference(sink[::planes], evicted[::planes], how)  # one plane of keys
+        yield Tunable(
+            {"elements": out[0].numel()},
+            SPACE,
+            run,
+            lambda got, exact=exact, step=planes: float((got[::step] - exact).abs().max()),
+            rounding(exact, torch.float16),
+        )
 
 
 def largest_error(pool: torch.Tensor, first: torch.Tensor, how: Ema) -> float:

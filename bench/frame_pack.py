@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from runtime.bench.op import Case, main
-from runtime.kernels import frame_pack, native, triton_lang
+from runtime.bench.tune import Tunable
+from runtime.kernels import frame_pack, frame_pack_triton, native, triton_lang
 
 FRAMES = {"embedded": (12, 3, 96, 96), "full": (12, 3, 480, 832)}
 DTYPES = (torch.float32, torch.bfloat16)
@@ -41,6 +42,22 @@ def case(op: str, frames: Tensor) -> Case:
     T, _, H, W = frames.shape
     moved = frames.nbytes + exact.numel()
     return Case(f"frame_pack {op}", f"T={T} {W}x{H}", frames.dtype, runs, errors, moved)
+
+
+def tunables(device: torch.device) -> Iterator[Tunable]:
+    """Both ops at both sizes; a byte off is already wrong."""
+    for shape in FRAMES.values():
+        frames = (torch.rand(shape, device=device) * 2 - 1).bfloat16()
+        for op in ("rgb24", "yuv420"):
+            exact = getattr(frame_pack, f"{op}_reference")(frames, -1.0)
+            call = partial(getattr(frame_pack, op), frames, lowest=-1.0, impl="triton")
+            yield Tunable(
+                {"op": op, "pixels": frames.numel() // 3},
+                frame_pack_triton.SPACE,
+                lambda config, call=call: call(config=config),
+                lambda got, exact=exact: float((got.int() - exact.int()).abs().max()),
+                allowed_error=0,
+            )
 
 
 def eager_rgb24(frames: Tensor) -> Tensor:

@@ -9,15 +9,17 @@ from functools import partial
 import torch
 
 from runtime.bench.op import Case, main
+from runtime.bench.tune import Tunable, rounding
 from runtime.kernels.dispatch import implementation
 from runtime.kernels.qk_norm_rope_store import (
+    SPACE,
     Destination,
     qk_norm_rope_store,
     qk_norm_rope_store_reference,
 )
 from runtime.kernels.rotary import Positions
 
-SIZES = {"embedded": [(1, 6, 6, 6, 32), (4, 6, 6, 6, 32)], "full": [(1, 30, 52, 12, 128)]}
+SIZES = {"embedded": [(1, 4, 4, 6, 32), (4, 4, 4, 6, 32)], "full": [(1, 30, 52, 12, 128)]}
 START, FRAMES = 117, 3  # chunk 39
 
 
@@ -49,6 +51,29 @@ def cases(device: torch.device, shape: str) -> Iterator[Case]:
                 {impl: _error(run(impl=impl), exact) for impl in impls},
                 moved_bytes=6 * into.q.nbytes,
             )
+
+
+def tunables(device: torch.device) -> Iterator[Tunable]:
+    """The widths that a launch asks for."""
+    for size in SIZES:
+        B, rows, columns, H, D = SIZES[size][-1]
+        qkv = torch.randn(B, FRAMES * rows * columns, 3 * H * D, device=device).bfloat16()
+        parts = qkv.split(H * D, -1)
+        norms = tuple(torch.randn(2, H * D, device=device).bfloat16())
+        frames = START + torch.arange(FRAMES, device=device)[None]
+        wide = tuple(part.double() for part in parts), tuple(norm.double() for norm in norms)
+        exact = qk_norm_rope_store_reference(
+            *wide[0], wide[1], Positions(frames, rows, columns, D, torch.float64)
+        )
+        positions = Positions(frames, rows, columns, D)
+        into = Destination(*torch.empty(3, B, len(qkv[0]), H, D, device=device).bfloat16())
+        yield Tunable(
+            {"width": H * D},
+            SPACE,
+            partial(qk_norm_rope_store, *parts, norms, positions, into, "triton"),
+            partial(_error, exact=exact),
+            rounding(exact),
+        )
 
 
 def _error(got: tuple[torch.Tensor, ...], exact: tuple[torch.Tensor, ...]) -> float:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from runtime.bench.frame_pack import implementations
 from runtime.bench.op import Case, main
+from runtime.bench.tune import Tunable
 from runtime.kernels.reward_patches import (
     CLIP_MEAN,
     CLIP_STD,
@@ -31,6 +32,7 @@ from runtime.kernels.reward_patches import (
     reward_patches,
     reward_patches_reference,
 )
+from runtime.kernels.reward_patches_triton import SPACE
 
 FRAMES = {"embedded": (12, 3, 96, 96), "full": (12, 3, 480, 832)}
 MOST_PIXELS = 200_704  # of a frame, for both published reward models
@@ -56,6 +58,21 @@ def case(frames: Tensor, form: PatchFormat) -> Case:
     moved = frames.nbytes + exact.numel() * form.dtype.itemsize
     shape = f"T={T} {W}x{H} to {form.width}x{form.height} {'video' if form.video else 'images'}"
     return Case("reward_patches", shape, frames.dtype, runs, errors, moved)
+
+
+def tunables(device: torch.device) -> Iterator[Tunable]:
+    """One shape for all: full-size frames for a video reward."""
+    T, _, H, W = FRAMES["full"]
+    frames = (torch.rand(T, 3, H, W, device=device) * 2 - 1).bfloat16()
+    form = PatchFormat(*fit_size(H, W, 28 * 28, MOST_PIXELS), video=True, dtype=torch.bfloat16)
+    exact = reward_patches_reference(frames, form, -1.0)
+    yield Tunable(
+        {},
+        SPACE,
+        lambda config: reward_patches(frames, form, -1.0, "triton", config=config),
+        lambda got: float((got.float() - exact.float()).abs().max()),
+        allowed_error=0,
+    )
 
 
 def eager(frames: Tensor, form: PatchFormat) -> Tensor:

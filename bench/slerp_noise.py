@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from runtime.bench.op import Case, main
-from runtime.bench.tune import Tunable
+from runtime.bench.tune import Tunable, rounding
 from runtime.kernels import slerp_noise as ops
 from runtime.kernels.dispatch import implementation
 from runtime.kernels.philox import normal, streams
-from runtime.kernels.tuning import Config
 
 BETA, PARENTS = -0.1, 2
 SIZES = {  # candidates, chunk
@@ -95,21 +94,18 @@ def _error(got: Tensor, exact: Tensor) -> float:
     return (got.double() - exact).abs().max().item()
 
 
-def tunables(device: torch.device) -> Iterator[tuple[str, Tunable]]:
+def tunables(device: torch.device) -> Iterator[Tunable]:
     """The row lengths that a launch asks for; the blend in bfloat16 decides, for nothing hides its instructions."""
     for rows, chunk in (*SIZES["embedded"], *SIZES["full"], LARGE):
         _, step, _, _ = next(_steps(rows, chunk, device, torch.bfloat16))
         exact = step(torch.float64, impl="torch")
-
-        def run(config: Config, step: Step = step) -> Tensor:
-            return step(torch.bfloat16, impl="triton", config=config)
-
-        def error(config: Config, run: Callable = run, exact: Tensor = exact) -> float:
-            return _error(run(config), exact)
-
-        allowed = torch.finfo(torch.bfloat16).eps * exact.abs().max().item()
-        key = {"elements": math.prod(chunk)}
-        yield "slerp_noise", Tunable(key, ops.SPACE, run, error, allowed)
+        yield Tunable(
+            {"elements": math.prod(chunk)},
+            ops.SPACE,
+            lambda config, step=step: step(torch.bfloat16, impl="triton", config=config),
+            partial(_error, exact=exact),
+            rounding(exact),
+        )
 
 
 if __name__ == "__main__":

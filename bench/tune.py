@@ -43,9 +43,15 @@ class Tunable:
 
     shape: Shape  # as the launcher asks ``tuning.nearest``
     space: list[Config]
-    run: Callable[[Config], object]  # one launch
-    error: Callable[[Config], float]  # largest error of that launch against the reference
+    run: Callable[[Config], Any]  # one launch and what it made
+    error: Callable[[Any], float]  # the largest error of what a launch made
     allowed_error: float
+
+
+def rounding(exact: Any, dtype: torch.dtype = torch.bfloat16) -> float:
+    """The error that one rounding step of the largest value makes, twice: a bound for a sound kernel."""
+    values = (exact,) if isinstance(exact, torch.Tensor) else exact
+    return 2 * torch.finfo(dtype).eps * max(float(value.abs().max()) for value in values)
 
 
 def main() -> int:
@@ -57,18 +63,12 @@ def main() -> int:
         )
         return 2
     device = torch.device("cuda")
-    bench = importlib.import_module(f"runtime.bench.{home(args.kernel)}")
-    tunables = (t for name, t in bench.tunables(device) if name == args.kernel)
+    bench = importlib.import_module(f"runtime.bench.{args.kernel}")
     gpu = tuning.gpu_name(device)
     path = args.out or tuning.FOLDER / f"{args.kernel}.{gpu}.json"
-    write(path, args.kernel, gpu, tune(tunables, device))
+    write(path, args.kernel, gpu, tune(bench.tunables(device), device))
     print(f"wrote {path}")
     return 0
-
-
-def home(kernel: str) -> str:
-    """The benchmark file that knows ``kernel``'s shapes."""
-    return "frame_pack" if kernel == "reward_patches" else kernel
 
 
 def tune(
@@ -97,7 +97,7 @@ def tune(
                 "shape": dict(tunable.shape),
                 "config": sound[best],
                 "median_ms": times[best].median_ms,
-                "max_error": tunable.error(sound[best]),
+                "max_error": tunable.error(tunable.run(sound[best])),
             }
         )
     return rows
@@ -106,7 +106,7 @@ def tune(
 def _is_sound(tunable: Tunable, config: Config) -> bool:
     """Whether the configuration launches and is exact; anything but a lack of resources is passed on."""
     try:
-        error = tunable.error(config)
+        error = tunable.error(tunable.run(config))
     except triton_lang.triton.runtime.errors.OutOfResources as reason:
         log.info("%s: %s", config, reason)
         return False

@@ -19,6 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from runtime.attention import Attend, Attention, GatheredAttention, build_attention
 from runtime.bench.op import Case, main
+from runtime.bench.tune import Tunable, rounding
+from runtime.kernels.window_attention import BlockContext, window_attention
+from runtime.kernels.window_attention_triton import SPACE
 from runtime.types import ChunkPlan
 
 OP = "window_attention"
@@ -32,7 +35,7 @@ def cases(device: torch.device, size: str) -> Iterator[Case]:
     dtype = torch.bfloat16 if gpu else torch.float32
     if size == "embedded":
         for blocks in (1, 4, 8):
-            yield _case(device, dtype, (4, blocks, 108, 6, 32))
+            yield _case(device, dtype, (4, blocks, 48, 6, 32))
     elif gpu:
         for rows, blocks in [*((4, c) for c in range(1, 9)), (1, 8), (2, 8), (8, 8)]:
             yield _case(device, dtype, (rows, blocks, 4_680, 12, 128))
@@ -40,16 +43,24 @@ def cases(device: torch.device, size: str) -> Iterator[Case]:
         yield _case(device, dtype, (1, 1, 4_680, 2, 128))
 
 
-def _case(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> Case:
+def _problem(
+    device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]
+) -> tuple[Tensor, ChunkPlan, Tensor]:
+    """A layer's keys and values [2, N, S, H, D], which blocks each row sees, and q, k, v [3, B, S, H, D]."""
     rows, blocks, tokens, heads, head_dim = sizes
     source = torch.Generator(device).manual_seed(0)
     parents = min(rows, 2)
     shape = (2, parents * blocks, tokens, heads, head_dim)
     kv = torch.randn(shape, generator=source, device=device).to(dtype)
-    q, k, v = torch.randn(3, rows, *shape[2:], generator=source, device=device).to(dtype)
+    qkv = torch.randn(3, rows, *shape[2:], generator=source, device=device).to(dtype)
     histories = [tuple(range(p * blocks, (p + 1) * blocks)) for p in range(parents)]
     seen = tuple(histories[row * parents // rows] for row in range(rows))
-    plan = ChunkPlan(0, 0, seen, tuple((0,) * blocks for _ in seen))
+    return kv, ChunkPlan(0, 0, seen, tuple((0,) * blocks for _ in seen)), qkv
+
+
+def _case(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> Case:
+    rows, blocks, tokens, heads, head_dim = sizes
+    kv, plan, (q, k, v) = _problem(device, dtype, sizes)
     runs = {
         name: partial(attend, 0, q, k, v) for name, attend in _attentions(kv, plan, q, k, v).items()
     }
@@ -63,6 +74,29 @@ def _case(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> C
         moved_bytes=kv.nbytes + 4 * q.nbytes,
         flops=4 * rows * heads * tokens * (1 + blocks) * tokens * head_dim,
     )
+
+
+def tunables(device: torch.device) -> Iterator[Tunable]:
+    """Through descriptors and by pointers, at the head dims of both models; four candidates of two parents."""
+    for tokens, heads, head_dim in ((48, 6, 32), (4_680, 12, 128)):
+        case = _problem(device, torch.bfloat16, (4, 3, tokens, heads, head_dim))
+        kv, plan, (q, k, v) = case
+        table = torch.tensor(plan.blocks, dtype=torch.int32, device=device)
+        counts = torch.full((len(q),), table.shape[1], dtype=torch.int32, device=device)
+        context = BlockContext(*kv, table, counts)
+        for form, descriptors in (("descriptors", 1), ("pointers", 0)):
+            space = [config for config in SPACE if config["DESCRIPTORS"] == descriptors]
+            fits = [c for c in space if not descriptors or c["BLOCK_M"] <= tokens]
+            if fits:
+                yield Tunable(
+                    {"form": form, "width": "half", "head_dim": head_dim, "tokens": tokens},
+                    fits,
+                    lambda config, args=(q, k, v, context): window_attention(
+                        *args, impl="triton", config=config
+                    ),
+                    _sample(*case[:2], q, k, v),
+                    rounding(v),
+                )
 
 
 def _attentions(kv: Tensor, plan: ChunkPlan, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Attend]:

@@ -140,7 +140,7 @@ def _options(config: Config) -> dict[str, int | bool]:
 def builds() -> Iterator[Build]:
     """Every form that a launch with a shipped configuration could ask for."""
     floats = {"gain": "fp32", "bias": "fp32"}
-    aligned = frozenset({"out", "frames", "plane", "H", "W"})
+    aligned = frozenset({"out", "frames"})
     for dtype in sorted(NARROW, key=str):
         name = str(dtype).removeprefix("torch.")
         pointers = {"out": pointer(torch.uint8), "frames": pointer(dtype)}
@@ -153,7 +153,7 @@ def builds() -> Iterator[Build]:
                     {**pointers, **floats, "plane": "i32"},
                     {"WORDS": words, "BLOCK": block},
                     num_warps=warps,
-                    aligned=aligned if words else aligned - {"plane"},
+                    aligned=aligned | {"plane"} if words else aligned,
                     fused=False,
                 )
             yield Build(
@@ -162,6 +162,6 @@ def builds() -> Iterator[Build]:
                 {**pointers, **floats, "H": "i32", "W": "i32"},
                 {"ROWS": block // COLUMNS, "COLUMNS": COLUMNS},
                 num_warps=warps,
-                aligned=aligned,
+                aligned=aligned | {"H", "W"},
                 fused=False,
             )

@@ -156,7 +156,7 @@ def builds() -> Iterator[Build]:
     """Every form that a launch with a shipped configuration could ask for, at sizes that are multiples of 16."""
     taps = {"starts": "*i32", "weights": "*i32", "taps": "i32"}
     numbers = ("scale0", "scale1", "scale2", "shift0", "shift1", "shift2")
-    aligned = frozenset({"out", "frames", "narrow", "starts", "frame_stride", "H", "W"})
+    aligned = frozenset({"out", "starts", "H"})
     for config in shipped("reward_patches"):
         tile = {"ROWS": config["ROWS"], "COLUMNS": config["COLUMNS"], "BITS": BITS, "HALF": HALF}
         label = f"ROWS={config['ROWS']} COLUMNS={config['COLUMNS']}"
@@ -168,7 +168,7 @@ def builds() -> Iterator[Build]:
                 {"out": "*u8", "frames": pointer(dtype), **taps, "gain": "fp32", "bias": "fp32", **sizes},
                 tile,
                 num_warps=config["num_warps"],
-                aligned=aligned,
+                aligned=aligned | {"frames", "frame_stride", "W"},
                 fused=False,
             )  # fmt: skip
         for dtype in sorted(NARROW, key=str):
@@ -180,6 +180,6 @@ def builds() -> Iterator[Build]:
                     {"out": pointer(dtype), "narrow": "*u8", **taps, **dict.fromkeys(numbers, "fp32"), **sizes},
                     tile | {"VIDEO": video},
                     num_warps=config["num_warps"],
-                    aligned=aligned - {"frames"},
+                    aligned=aligned | {"narrow"},
                     fused=False,
                 )  # fmt: skip

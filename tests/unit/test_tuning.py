@@ -1,5 +1,6 @@
 """Launch configurations are data: the nearest row wins, the GPU's own rows first, nothing is guessed."""
 
+import importlib
 import json
 import math
 
@@ -8,7 +9,7 @@ import torch
 
 from runtime.bench import tune
 from runtime.bench.clock import Times, time_in_turns
-from runtime.kernels import tuning
+from runtime.kernels import triton_lang, tuning
 from runtime.kernels.tuning import nearest, shipped
 
 
@@ -62,7 +63,7 @@ class Fake:
 
     def __init__(self, *configs):
         self.tunable = tune.Tunable(
-            {"n": 8}, list(configs), lambda c: None, lambda c: c["error"], allowed_error=1
+            {"n": 8}, list(configs), lambda config: config, lambda got: got["error"], 1
         )
 
     def clock(self, runs, device):
@@ -98,3 +99,15 @@ def test_the_clock_runs_every_run_and_orders_its_times():
     times = time_in_turns(runs, samples=5, budget_ms=50)
     assert set(times) == set(calls) == {"a", "b"}
     assert all(t.p20_ms <= t.median_ms <= t.p80_ms for t in times.values())
+
+
+@pytest.mark.skipif(not triton_lang.INTERPRETED, reason="launches in Triton's interpreter")
+@pytest.mark.parametrize("kernel", tune.KERNELS)
+def test_the_first_shape_of_every_kernel_launches_as_the_tuner_will(kernel, monkeypatch):
+    """Errors are not looked at: the interpreter cannot do bfloat16."""
+    bench = importlib.import_module(f"runtime.bench.{kernel}")
+    if kernel == "reward_patches":
+        monkeypatch.setitem(bench.FRAMES, "full", (2, 3, 28, 42))
+    first = next(bench.tunables(torch.device("cpu")))
+    assert isinstance(first.error(first.run(first.space[0])), float)
+    assert first.allowed_error >= 0 and nearest(kernel, first.shape)
