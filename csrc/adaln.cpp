@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "streamt1/dispatch.h"
@@ -33,20 +34,32 @@ STREAMT1_INLINE T* row_of(const Rows<Address>& rows, int64_t b, int64_t s) {
   return static_cast<T*>(rows.data) + b * rows.batch_stride + s * rows.token_stride;
 }
 
-// values = x + gate * y, rounded as it is stored in `total`. Returns the sum of the values.
+// total = x + gate * y; returns its sum. `values` gets the total as float32 where that is not what
+// it is.
 template <typename T>
 STREAMT1_INLINE float add_row(float* __restrict values, T* __restrict total, const T* __restrict x,
                               const T* __restrict y, const float* __restrict gate, int64_t width) {
   return sum_row(width, [=](int64_t i) {
     const float sum = to_float(x[i]) + to_float(y[i]) * gate[i];
     total[i] = from_float<T>(sum);
+    if constexpr (std::is_same_v<T, float>) return sum;
     return values[i] = round_to<T>(sum);
   });
 }
 
 template <typename T>
 STREAMT1_INLINE float read_and_sum(float* __restrict values, const T* __restrict x, int64_t width) {
-  return sum_row(width, [=](int64_t i) { return values[i] = to_float(x[i]); });
+  return sum_row(width, [=](int64_t i) {
+    if constexpr (std::is_same_v<T, float>) return x[i];
+    return values[i] = to_float(x[i]);
+  });
+}
+
+// A row as float32: itself, or what was written to scratch.
+template <typename T>
+STREAMT1_INLINE const float* floats_of(const T* row, const float* scratch) {
+  if constexpr (std::is_same_v<T, float>) return row;
+  return scratch;
 }
 
 // 1 / sqrt(variance + eps), from the distances to the mean.
@@ -83,25 +96,29 @@ STREAMT1_INLINE void span_rows(const Adaln& job, const AdalnShape& shape, const 
     const int64_t rows = std::min(kGroup, span.count - first);
     const int64_t token = span.frame * shape.patches + span.first + first;
     const int64_t at = (span.batch * tokens + token) * width;
+    const float* values[kGroup];
     float means[kGroup], factors[kGroup];
     for (int64_t r = 0; r < rows; ++r) {
-      float* values = span.values + r * width;
+      float* scratch = span.values + r * width;
       const T* x = row_of<const T>(job.x, span.batch, token + r);
       float sum;
-      if (job.total)
-        sum = add_row(values, static_cast<T*>(job.total) + at + r * width, x,
-                      row_of<const T>(job.y, span.batch, token + r), span.gate, width);
-      else
-        sum = read_and_sum(values, x, width);
+      if (job.total) {
+        T* total = static_cast<T*>(job.total) + at + r * width;
+        sum = add_row(scratch, total, x, row_of<const T>(job.y, span.batch, token + r), span.gate,
+                      width);
+        values[r] = floats_of(total, scratch);
+      } else {
+        sum = read_and_sum(scratch, x, width);
+        values[r] = floats_of(x, scratch);
+      }
       means[r] = sum / static_cast<float>(width);
     }
     if (!job.out) continue;
     // Step by step for all of the group: one row's chain of mean, variance and root mostly waits.
+    for (int64_t r = 0; r < rows; ++r) factors[r] = norm_factor(values[r], means[r], width);
     for (int64_t r = 0; r < rows; ++r)
-      factors[r] = norm_factor(span.values + r * width, means[r], width);
-    for (int64_t r = 0; r < rows; ++r)
-      write_norm(static_cast<T*>(job.out) + at + r * width, span.values + r * width, means[r],
-                 factors[r], span, width);
+      write_norm(static_cast<T*>(job.out) + at + r * width, values[r], means[r], factors[r], span,
+                 width);
   }
 }
 
@@ -119,7 +136,7 @@ STREAMT1_CLONES void adaln_span(const Adaln& job, const AdalnShape& shape, const
 }
 
 void adaln(const Adaln& job, const AdalnShape& shape, Float type, [[maybe_unused]] int threads) {
-  constexpr int64_t kSpanTokens = 16;
+  constexpr int64_t kSpanTokens = 64;
   const int64_t spans = (shape.patches + kSpanTokens - 1) / kSpanTokens;
   const int64_t frames = shape.batch * shape.frames;
   const bool parallel = threads > 1 && frames * shape.patches * shape.width > kParallelElements;

@@ -38,9 +38,11 @@ STREAMT1_INLINE float sum_row(int64_t count, Value value) {
     for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += value(i + lane);
   }
   for (int lane = 0; i + lane < count; ++lane) lanes[lane] += value(i + lane);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  return lanes[0];
+  // Written out: as a loop over halves it takes longer than the sum of a short row.
+  for (int lane = 0; lane < 16; ++lane) lanes[lane] += lanes[lane + 16];
+  for (int lane = 0; lane < 8; ++lane) lanes[lane] += lanes[lane + 8];
+  for (int lane = 0; lane < 4; ++lane) lanes[lane] += lanes[lane + 4];
+  return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
 }
 
 }  // namespace streamt1
