@@ -149,6 +149,7 @@ STREAMT1_INLINE void norm_row(T* __restrict to, const T* from, const RowWork& wo
 
 }  // namespace
 
+// Outside the anonymous namespace: a clone needs a symbol that the loader can resolve.
 STREAMT1_CLONES void norm_rope_row(void* to, const void* from, const RowWork& work, Float type) {
   if (type == Float::kFloat32)
     norm_row(static_cast<float*>(to), static_cast<const float*>(from), work);
@@ -218,7 +219,7 @@ void qk_norm_rope_store(const NormedStream& q, const NormedStream& k, const Norm
       }
       if (v.from.data) {
         const auto [from, to] = ends_of(v, b, s, bytes);
-        std::memcpy(to, from, width * bytes);
+        std::memmove(to, from, width * bytes);
       }
     }
   }

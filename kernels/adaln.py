@@ -235,7 +235,7 @@ def _plan(impl: str, of: Key, affine: bool) -> _Plan:
 
 def builds() -> Iterator[Build]:
     """Every form that a launch at full size could ask for; float16 and float32 only in the form with everything."""
-    forms = {
+    forms: dict[str, dict[str, int]] = {
         "adaln": {"RESIDUAL": False, "GATED": False},
         "gated_residual": {"NORM": False},
         "residual_adaln gated": {},
@@ -251,14 +251,7 @@ def builds() -> Iterator[Build]:
             if dtype != torch.bfloat16 and label != "residual_adaln gated":
                 continue
             for config in tuning.shipped("adaln"):
-                numbers = {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
-                constants = {
-                    "E": 1536,
-                    "BLOCK_E": 2048,
-                    "TOKENS": config["TOKENS"],
-                    **flags,
-                    **form,
-                }
+                sizes = {"E": 1536, "BLOCK_E": 2048, "TOKENS": config["TOKENS"]}
                 yield Build(
                     f"adaln {dtype} {label} {config}",
                     _adaln_kernel,
@@ -266,7 +259,8 @@ def builds() -> Iterator[Build]:
                         **dict.fromkeys(tensors, pointer(dtype)),
                         **dict.fromkeys([*steps, "P"], "i32"),
                     },
-                    constants,
-                    **numbers,
-                    aligned=frozenset([*tensors, *steps]),
+                    {**sizes, **flags, **form},
+                    config["num_warps"],
+                    config["num_stages"],
+                    frozenset([*tensors, *steps]),
                 )

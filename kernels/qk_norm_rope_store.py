@@ -109,7 +109,8 @@ def _qk_norm_rope_store_kernel(
     H: tl.constexpr, D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
     ROTATE: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    s, b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    token = tl.program_id(0)
+    s, b = token.to(tl.int64), tl.program_id(1).to(tl.int64)
     head, d = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_D)[None, :]
     offs, mask = head * D + d, (head < H) & (d < D)
     row = b
@@ -128,8 +129,8 @@ def _qk_norm_rope_store_kernel(
         pair = tl.arange(0, BLOCK_D // 2)
         side: tl.constexpr = D // 2 // 3
         time: tl.constexpr = D // 2 - 2 * side
-        patch = s % patches
-        frame = tl.load(frames + b * frames_b + s // patches)
+        patch = token % patches
+        frame = tl.load(frames + b * frames_b + token // patches)
         place = tl.where(pair < time + side, patch // columns, patch % columns)
         rate = tl.load(rates + pair, mask=pair < D // 2, other=0)
         cos, sin = _cos_sin(tl.where(pair < time, frame, place) * rate)
@@ -163,12 +164,16 @@ def qk_norm_rope_store(
     inputs, frames = (q, k, v, *norms), positions.frames
     grid = (positions.rows, positions.columns, positions.head_dim)
     plan = _plan(impl, key(*inputs, frames, *to), grid)
-    if impl == "torch":
-        return _copy(qk_norm_rope_store_reference(q, k, v, norms, positions), *to)
-    new_q, new_k = (q.new_empty(plan.sizes), q.new_empty(plan.sizes)) if into is None else to[:2]
+    if impl == "torch" and into is not None:
+        _copy(qk_norm_rope_store_reference(q, k, v, norms, positions), into)
+        return into.q, into.k, into.v
     rates = turn_rates(positions.head_dim, q.device)
-    plan.run((*inputs, rates, frames, new_q, new_k, *to[2:]), config)
-    return new_q, new_k, v.unflatten(-1, plan.sizes[2:]) if into is None else into.v
+    if into is not None:
+        plan.run((*inputs, rates, frames, *to), config)
+        return into.q, into.k, into.v
+    new_q, new_k = q.new_empty(plan.sizes), q.new_empty(plan.sizes)
+    plan.run((*inputs, rates, frames, new_q, new_k, None, None), config)
+    return new_q, new_k, v.unflatten(-1, plan.sizes[2:])
 
 
 def rms_norm(x: Tensor, weight: Tensor, impl: str = "auto", config: Config | None = None) -> Tensor:
@@ -283,22 +288,19 @@ def _check_destination(to: Sequence[Any], blocks: Any, q: Any, sizes: Sequence[i
         check.same_device("into.blocks", blocks, q)
 
 
-def _copy(
-    made: tuple[Tensor, Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, blocks: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _copy(made: tuple[Tensor, Tensor, Tensor], into: Destination) -> None:
     """The reference's way to a destination."""
-    q.copy_(made[0])
-    for x, to in zip(made[1:], (k, v), strict=True):
-        if blocks is None:
+    into.q.copy_(made[0])
+    for x, to in zip(made[1:], (into.k, into.v), strict=True):
+        if into.blocks is None:
             to.copy_(x)
         else:
-            to[blocks.long()] = x
-    return q, k, v
+            to[into.blocks.long()] = x
 
 
 def builds() -> Iterator[Build]:
     """Every form that a launch at full size could ask for; float16 and float32 only as the model's own layers do."""
-    forms = {
+    forms: dict[str, dict[str, int]] = {
         "q k": {"KEYS": True},
         "q k v": {"KEYS": True, "VALUES": True},
         "q k v to blocks": {"KEYS": True, "VALUES": True, "BLOCKS": True},
@@ -323,6 +325,7 @@ def builds() -> Iterator[Build]:
                         **dict.fromkeys([*steps, "frames_b", "patches", "columns"], "i32"),
                     },
                     {**sizes, **flags, **form},
-                    **config,
-                    aligned=frozenset([*tensors, *steps, "blocks", "rates", "frames"]),
+                    config["num_warps"],
+                    config["num_stages"],
+                    frozenset([*tensors, *steps, "blocks", "rates", "frames"]),
                 )

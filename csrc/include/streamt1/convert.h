@@ -79,8 +79,7 @@ STREAMT1_INLINE Float16 from_float<Float16>(float value) {
   return Float16(((bits >> 16) & 0x8000u) | (magnitude < 0x47800000u ? finite : large));
 }
 
-// to_float(from_float<T>(value)): a float32 that a T can hold. Cheaper than the way through 16
-// bits.
+// to_float(from_float<T>(value)), cheaper: a float32 that a T can hold.
 template <typename T>
 STREAMT1_INLINE float round_to(float value) {
   if constexpr (std::is_same_v<T, float>)

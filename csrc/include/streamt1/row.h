@@ -1,5 +1,5 @@
-// One token's values as float32: read, sum, write. Sums have 32 fixed accumulators, so their bits
-// do not depend on the instruction set.
+// One token's values as float32: read, sum. Sums have 32 fixed accumulators, so their bits do not
+// depend on the instruction set.
 #pragma once
 
 #include <cstdint>
@@ -20,11 +20,6 @@ struct Rows {
 template <typename T>
 STREAMT1_INLINE void read_row(float* __restrict to, const T* __restrict from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
-}
-
-template <typename T>
-STREAMT1_INLINE void write_row(T* __restrict to, const float* __restrict from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(from[i]);
 }
 
 // Sum over i of value(i), which may write what it computes.
