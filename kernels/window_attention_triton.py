@@ -251,6 +251,7 @@ def _build(
     )
     # Three TF32 products of 128 columns fit the registers with 16 queries; HGMMA begins at 64.
     dots = not (dtype == torch.float32 and head_dim == 128)
+    warps, stages = launch["num_warps"], launch["num_stages"]
     return Build(
-        label, kernel, signature, constants, **launch, aligned=aligned, dots=dots, archs=archs
+        label, kernel, signature, constants, warps, stages, aligned=aligned, dots=dots, archs=archs
     )

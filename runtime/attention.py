@@ -1,11 +1,12 @@
 """Self attention of a chunk to its context: every implementation behind one call, chosen by name.
 
     attention = build_attention("triton", pool.kv)    once, probes what the name needs
-    attend = attention.context(plan)                  once per chunk and batch, decided on the host
-    out = attend(layer, q, k, v)                      in every layer of every pass
+    context = attention.context(plan)                 once per chunk and batch, decided on the host
+    out = context(layer, q, k, v)                     in every layer of every pass
 
 "triton" reads blocks where they lie; "sdpa", "varlen", "fa2", "fa3" and "fa4" gather the context once per chunk into a
-buffer that is kept, and each pass rewrites only its own place in it; "reference" is plain torch and slow.
+buffer that is kept, and each pass rewrites only its own place in it, best by writing k and v there at once
+(``context.destinations``); "reference" is plain torch and slow.
 
 Legend: B rows of a batch, S tokens of a chunk, H heads, D head dim, N blocks in the pool, P = 2 * layers planes.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, groupby
 from typing import Any, Protocol, cast
@@ -27,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from runtime.kernels import triton_lang
 from runtime.kernels.dispatch import NARROW, implementation
 from runtime.kernels.ema_merge import shift_keys
+from runtime.kernels.qk_norm_rope_store import Destination
 from runtime.kernels.window_attention import (
     HEAD_DIMS,
     OFFERS,
@@ -55,13 +58,25 @@ FASTEST_FIRST = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the queries of one batch see. Called as ``Attend``."""
+
+    attend: Attend
+    # layer -> where its q, k and v are best written; None: anywhere. What lies there already is not copied.
+    destinations: Callable[[int], Destination] | None = None
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.attend(layer, q, k, v)
+
+
 class Attention(Protocol):
     """One implementation over one pool. ``name`` is what really runs, never "auto"."""
 
     name: str
 
-    def context(self, plan: ChunkPlan) -> Attend:
-        """What the layers call for the batch of ``plan``; good until the next call of ``context``."""
+    def context(self, plan: ChunkPlan) -> Context:
+        """What the batch of ``plan`` sees; good until the next call of ``context``."""
         ...
 
 
@@ -107,7 +122,7 @@ class BlockAttention:
         self.integers = torch.zeros(0, dtype=torch.int32, device=kv.device)
         self.turns = torch.zeros(0, device=kv.device)
 
-    def context(self, plan: ChunkPlan) -> Attend:
+    def context(self, plan: ChunkPlan) -> Context:
         """Table, shifts and counts go up in one copy, to addresses that depend on the number of rows alone."""
         rows, columns, pairs = plan.rows, self.columns, self.kv.shape[-1] // 2
         table, shifts = (_padded(field, columns) for field in (plan.blocks, plan.shifts))
@@ -124,7 +139,7 @@ class BlockAttention:
             for kept, made in zip((cos, sin), turn_of(moved, 2 * pairs), strict=True):
                 kept.copy_(made)
             turn = cos, sin
-        return partial(self._attend, blocks, on_device[2 * rows * columns :], turn)
+        return Context(partial(self._attend, blocks, on_device[2 * rows * columns :], turn))
 
     def _attend(
         self,
@@ -162,7 +177,7 @@ class GatheredAttention:
         self.dense = dense
         self.memory = kv.new_empty(0)
 
-    def context(self, plan: ChunkPlan) -> Attend:
+    def context(self, plan: ChunkPlan) -> Context:
         planes, _, tokens, heads, head_dim = self.kv.shape
         longest = 1 + max(len(row) for row in plan.blocks)
         shape = (2, planes // 2, plan.rows, longest * tokens, heads, head_dim)
@@ -171,7 +186,12 @@ class GatheredAttention:
             place = slice(tokens, None)
             _gather(self.kv, plan, row, keys[:, row, place], values[:, row, place])
         spans = list(_equal_runs([len(row) for row in plan.blocks]))
-        return partial(self._attend, keys, values, spans)
+        own = keys[:, :, :tokens], values[:, :, :tokens]
+        queries = self.kv.new_empty(plan.rows, tokens, heads, head_dim)
+        return Context(
+            partial(self._attend, keys, values, spans),
+            lambda layer: Destination(queries, own[0][layer], own[1][layer]),
+        )
 
     def _room(self, shape: tuple[int, ...]) -> Tensor:
         """Memory of this shape, the same as long as it is enough."""
@@ -192,8 +212,9 @@ class GatheredAttention:
         v: Tensor,
     ) -> Tensor:
         tokens = q.shape[1]
-        keys[layer, :, :tokens] = k
-        values[layer, :, :tokens] = v
+        for own, fresh in ((keys[layer, :, :tokens], k), (values[layer, :, :tokens], v)):
+            if own.data_ptr() != fresh.data_ptr():
+                own.copy_(fresh)
         out = torch.empty_like(q)
         for first, last, blocks in spans:
             rows, length = slice(first, last), (1 + blocks) * tokens
@@ -238,7 +259,7 @@ class VarlenAttention(GatheredAttention):
         self.call: Callable[..., Tensor] = partial(cast(Any, varlen_attn), **options)
         _check_numbers(name, self._one_row, kv)
 
-    def context(self, plan: ChunkPlan) -> Attend:
+    def context(self, plan: ChunkPlan) -> Context:
         planes, _, tokens, heads, head_dim = self.kv.shape
         lengths = [(1 + len(row)) * tokens for row in plan.blocks]
         ends = list(accumulate(lengths, initial=0))
@@ -259,7 +280,7 @@ class VarlenAttention(GatheredAttention):
             )
             return out.view_as(q)
 
-        return attend
+        return Context(attend)
 
     def _one_row(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ends = [torch.tensor([0, x.shape[1]], dtype=torch.int32, device=x.device) for x in (q, k)]

@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from runtime.attention import Attend, build_attention
+from runtime.attention import Context, build_attention
 from runtime.generators.schedule import Schedule, to_x0
 from runtime.generators.wan import TextContext, WanDiT
+from runtime.kernels.rotary import Positions
 from runtime.memory import KVPool
 from runtime.settings import CHUNK_FRAMES
 from runtime.types import ChunkPlan, row_ranges
 
-# x0 of some rows, which rows of the batch they are, pass number from 0, its sigma -> the same rows noised again
+# x0 of some rows, which rows of the batch they are, pass number (the first is 0), its sigma -> the same rows noised again
 Renoise = Callable[[Tensor, range, int, float], Tensor]
 
 
@@ -47,14 +48,14 @@ class Denoiser:
         out = torch.empty_like(noise)
         for rows in row_ranges(plan.rows, self.batch_rows):
             part = plan.take(rows)
-            attend = self.attention.context(part)
+            context = self.attention.context(part)
             x = noise[rows.start : rows.stop]
             for number, (timestep, sigma) in enumerate(
                 zip(self.schedule.timesteps, self.schedule.sigmas, strict=True)
             ):
                 if number:
                     x = renoise(x, rows, number, sigma)
-                x = to_x0(x, self.flow(part, x, timestep, attend, text), sigma)
+                x = to_x0(x, self.flow(part, x, timestep, context, text), sigma)
             out[rows.start : rows.stop] = x
         return out
 
@@ -66,23 +67,23 @@ class Denoiser:
         for rows in row_ranges(plan.rows, self.batch_rows):
             part, ids = plan.take(rows), blocks[rows.start : rows.stop]
             x, timestep, rope = self._inputs(part, latents[rows.start : rows.stop], 0.0)
-            attend = self.attention.context(part)
+            context = self.attention.context(part)
 
             def store(layer: int, k: Tensor, v: Tensor, ids: Sequence[int] = ids) -> None:
                 self.pool.write(layer, ids, k, v)
 
-            self.dit.remember(x, timestep, text, rope, attend, store)
+            self.dit.remember(x, timestep, text, rope, context, store, context.destinations)
 
     def flow(
-        self, plan: ChunkPlan, x: Tensor, timestep: float, attend: Attend, text: TextContext
+        self, plan: ChunkPlan, x: Tensor, timestep: float, context: Context, text: TextContext
     ) -> Tensor:
         """One forward over a plan, [B, F, C, h, w]."""
         x, times, rope = self._inputs(plan, x, timestep)
-        return self.dit(x, times, text, rope, attend)
+        return self.dit(x, times, text, rope, context, context.destinations)
 
     def _inputs(
         self, plan: ChunkPlan, x: Tensor, timestep: float
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, Tensor, Positions]:
         frames = plan.start_frame + torch.arange(CHUNK_FRAMES, device=x.device)
         times = torch.full((len(x), CHUNK_FRAMES), timestep, dtype=torch.float64, device=x.device)
         return x, times, self.dit.rope(frames[None], *x.shape[-2:])

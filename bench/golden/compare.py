@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from runtime.engine import Engine
-from runtime.generators.wan_layers import rope_angles, rotate
+from runtime.kernels.rotary import rope_angles, rotate
 from runtime.settings import CHUNK_FRAMES
 from runtime.types import Slot
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.attention import Context
 from runtime.bench.golden.compare import Report, stored, unrotated
 from runtime.bench.golden.parts import Case, build_engine
 from runtime.engine import Engine
 from runtime.generators.schedule import sigma_at, to_x0
-from runtime.generators.wan_layers import rope_angles, rotate
+from runtime.kernels.rotary import rope_angles, rotate
 from runtime.memory import Lease
 from runtime.plan import plan_chunk
 from runtime.settings import CHUNK_FRAMES
@@ -20,9 +21,9 @@ from runtime.types import Branch, Memory, Route, Slot, Trajectory
 
 
 @torch.no_grad()
-def replay(case: Case, dtype: torch.dtype) -> Report:
+def replay(case: Case, dtype: torch.dtype, ops: str = "auto") -> Report:
     """Every recorded call in order; "after ..." calls go on from the memory that the named call left."""
-    engine, report = build_engine(case, dtype), Report(case.name, dtype)
+    engine, report = build_engine(case, dtype, ops), Report(case.name, dtype)
     text = engine.parts.generator.encode("recorded")
     last = Memory()
     with engine.pool.lease() as lease:
@@ -84,14 +85,15 @@ def _compare(
     branch = Branch(Trajectory(memory=memory), 0, 0, 0, 0)
     plan = plan_chunk([branch], call["start_frame"] // CHUNK_FRAMES, engine.settings.memory)
     own: dict[int, tuple[Tensor, Tensor]] = {}
-    attend = engine.denoiser.attention.context(plan)
+    context = engine.denoiser.attention.context(plan)
 
     def recording(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         own[layer] = (k, v)
-        return attend(layer, q, k, v)
+        return context(layer, q, k, v)
 
     x = case.inputs[call["x"]].to(dtype)
-    flow = engine.denoiser.flow(plan, x, call["timestep"], recording, text)
+    recorded = Context(recording, context.destinations)
+    flow = engine.denoiser.flow(plan, x, call["timestep"], recorded, text)
     report.tensor(f"{tag}/flow", flow, case.golden[f"{tag}/flow"])
     x0 = to_x0(x, flow, sigma_at(call["timestep"], case.config["timestep_shift"]))
     report.tensor(f"{tag}/x0", x0, case.golden[f"{tag}/x0"])

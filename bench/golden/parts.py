@@ -125,13 +125,13 @@ def _wave(wave: Sequence[float], n: int) -> float:
     return amplitude * torch.sin(torch.tensor(rate * n + phase, dtype=torch.float64)).item()
 
 
-def build_engine(case: Case, dtype: torch.dtype) -> Engine:
+def build_engine(case: Case, dtype: torch.dtype, ops: str = "auto") -> Engine:
     """The real engine with the case's sizes, hyper-parameters, weights, noise table and closed-form parts."""
     c = case.config
     sizes = {
         name: c[name] for name in ("dim", "ffn_dim", "freq_dim", "text_dim", "text_len", "channels")
     }
-    dit = WanDiT(DiTConfig(heads=c["num_heads"], layers=c["num_layers"], **sizes))
+    dit = WanDiT(DiTConfig(heads=c["num_heads"], layers=c["num_layers"], **sizes), ops)
     dit.load_state_dict({k.removeprefix("model."): v for k, v in case.weights.items()})
     generator = Generator(
         text=FixedText(case.inputs["prompt_embeds"]),
@@ -143,7 +143,8 @@ def build_engine(case: Case, dtype: torch.dtype) -> Engine:
         time_stride=TIME_STRIDE,
     )
     image, video, final = _rewards(case)
-    return Engine(_settings(case), Parts(generator, image, video, _noise(case, dtype), final))
+    settings = _settings(case).with_changes({"run.ops": ops})
+    return Engine(settings, Parts(generator, image, video, _noise(case, dtype), final))
 
 
 def _rewards(case: Case) -> tuple[RewardModel, RewardModel, RewardModel]:

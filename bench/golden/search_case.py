@@ -14,9 +14,9 @@ from runtime.settings import CHUNK_FRAMES
 from runtime.types import Candidate, ChunkRecord, Memory, Route, Trajectory
 
 
-def replay(case: Case, dtype: torch.dtype) -> Report:
+def replay(case: Case, dtype: torch.dtype, ops: str = "auto") -> Report:
     """Run the engine over the case's whole video and compare as it goes."""
-    engine, report = build_engine(case, dtype), Report(case.name, dtype)
+    engine, report = build_engine(case, dtype, ops), Report(case.name, dtype)
     watcher = (
         SearchWatcher(case, engine, report)
         if case.kind == "search"

@@ -20,9 +20,7 @@ from runtime.kernels.qk_norm_rope_store import (
     rms_norm,
     rms_norm_reference,
 )
-from runtime.kernels.rotary import Positions, rope_angles, rope_split, rotate
-
-__all__ = ["rope_angles", "rope_split", "rotate"]  # replays and tests take them from here
+from runtime.kernels.rotary import Positions
 
 # (layer index, q, k, v) -> out, all [B, S, H, D]; q and k come rotated. The callable decides what else q may see.
 SelfAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]

@@ -6,7 +6,6 @@ import mmap
 import pytest
 import torch
 
-from runtime.generators.wan_layers import rope_angles, rotate
 from runtime.kernels import native, triton_lang
 from runtime.kernels.ema_merge import (
     STORAGES,
@@ -16,6 +15,7 @@ from runtime.kernels.ema_merge import (
     shift_keys,
     temporal_turn,
 )
+from runtime.kernels.rotary import rope_angles, rotate
 from tests.kernels.tolerance import assert_no_worse_than_torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from runtime.generators.wan import DiTConfig, WanDiT
-from runtime.generators.wan_layers import Destination, dense_attention
+from runtime.generators.wan_layers import dense_attention
 from runtime.kernels import native, triton_lang
+from runtime.kernels.qk_norm_rope_store import Destination
 from runtime.kernels.rotary import rope_split
 from tests.tiny import generator_of, scrambled
 
