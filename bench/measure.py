@@ -88,7 +88,7 @@ def _time_video(engine: Engine, prompt: str, path: Path, timing: Timing) -> None
 
     began = time.perf_counter()
     written_ms = 0.0
-    with open_writer(path, engine.fps) as writer:
+    with open_writer(path, engine) as writer:
         for event in engine.stream(prompt, watch=note):
             before = time.perf_counter()
             writer.add(event.frames)
@@ -105,8 +105,8 @@ def _time_video(engine: Engine, prompt: str, path: Path, timing: Timing) -> None
 class YuvWriter:
     """Stands in for the MP4 writer on a machine without PyAV: packs frames and writes the bytes an encoder would get."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("wb")
+    def __init__(self, path: Path, ops: str) -> None:
+        self.file, self.ops = path.open("wb"), ops
 
     def __enter__(self) -> YuvWriter:
         return self
@@ -115,7 +115,7 @@ class YuvWriter:
         self.file.close()
 
     def add(self, frames: torch.Tensor) -> None:
-        self.file.write(yuv420(frames.contiguous()).cpu().numpy().tobytes())
+        self.file.write(yuv420(frames.float().contiguous(), self.ops).cpu().numpy().tobytes())
 
 
 def output_kind() -> str:
@@ -124,13 +124,13 @@ def output_kind() -> str:
     return "encoded to MP4" if found else "packed to yuv420, not encoded: PyAV is not installed"
 
 
-def open_writer(path: Path, fps: int) -> Any:
+def open_writer(path: Path, engine: Engine) -> Any:
     """The MP4 writer of ``python -m runtime``, or ``YuvWriter``; ``output_kind`` says which."""
     if importlib.util.find_spec("av") is None:
-        return YuvWriter(path)
+        return YuvWriter(path, engine.settings.run.ops)
     from runtime.video import VideoWriter
 
-    return VideoWriter(path, fps)
+    return VideoWriter(path, engine.fps, ops=engine.settings.run.ops)
 
 
 def peak_memory_mb() -> float:

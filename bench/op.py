@@ -141,14 +141,14 @@ def _print(rows: list[Row], header: bool) -> None:
     if header:
         print(f"on {rows[0].device}, torch {rows[0].torch}, commit {rows[0].commit}")
         print(
-            f"{'op':<22}{'impl':<12}{'dtype':<10}{'threads':>7}{'median ms':>11}{'p20':>10}{'p80':>10}"
+            f"{'op':<22}{'impl':<17}{'dtype':<10}{'threads':>7}{'median ms':>11}{'p20':>10}{'p80':>10}"
             f"{'GB/s':>8}{'TFLOP/s':>9}{'ceiling':>9}{'error':>10}{'speed-up':>10}  shape"
         )
     for row in rows:
         gb = f"{row.gb_per_s:.1f}" if row.gb_per_s is not None else "-"
         tflop = f"{row.tflop_per_s:.2f}" if row.tflop_per_s is not None else "-"
         print(
-            f"{row.op:<22}{row.impl:<12}{row.dtype:<10}{row.threads or '-':>7}{row.median_ms:>11.4f}"
+            f"{row.op:<22}{row.impl:<17}{row.dtype:<10}{row.threads or '-':>7}{row.median_ms:>11.4f}"
             f"{row.p20_ms:>10.4f}{row.p80_ms:>10.4f}{gb:>8}{tflop:>9}{row.share_of_ceiling:>9.0%}"
             f"{row.max_error:>10.1e}{row.speedup:>9.2f}x  {row.shape}",
             flush=True,

@@ -47,6 +47,19 @@ STREAMT1_INLINE float add_row(float* __restrict values, T* __restrict total, con
   });
 }
 
+// The same where the total takes the place of x.
+template <typename T>
+STREAMT1_INLINE float add_to_row(float* __restrict values, T* __restrict total,
+                                 const T* __restrict y, const float* __restrict gate,
+                                 int64_t width) {
+  return sum_row(width, [=](int64_t i) {
+    const float sum = to_float(total[i]) + to_float(y[i]) * gate[i];
+    total[i] = from_float<T>(sum);
+    if constexpr (std::is_same_v<T, float>) return sum;
+    return values[i] = round_to<T>(sum);
+  });
+}
+
 template <typename T>
 STREAMT1_INLINE float read_and_sum(float* __restrict values, const T* __restrict x, int64_t width) {
   return sum_row(width, [=](int64_t i) {
@@ -104,8 +117,9 @@ STREAMT1_INLINE void span_rows(const Adaln& job, const AdalnShape& shape, const 
       float sum;
       if (job.total) {
         T* total = static_cast<T*>(job.total) + at + r * width;
-        sum = add_row(scratch, total, x, row_of<const T>(job.y, span.batch, token + r), span.gate,
-                      width);
+        const T* y = row_of<const T>(job.y, span.batch, token + r);
+        sum = total == x ? add_to_row(scratch, total, y, span.gate, width)
+                         : add_row(scratch, total, x, y, span.gate, width);
         values[r] = floats_of(total, scratch);
       } else {
         sum = read_and_sum(scratch, x, width);

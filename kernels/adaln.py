@@ -10,7 +10,8 @@ LN has no affine part of its own: (x - mean) / sqrt(variance + 1e-6) over the la
 Shapes   x, y                [B, S, E], last axis dense, any other strides; S = F * P tokens, frame by frame.
          gate, scale, shift  [B or 1, F, 1, E], last axis dense: one vector for each frame. ``gate`` may be None: one.
          weight, bias        [E].
-         results             [B, S, E], fresh: normed, x', or (x', normed).
+         results             [B, S, E]: normed, x', or (x', normed). Fresh, but that x' goes ``into`` a dense tensor
+                             where one is given; it may be x itself, which saves a third of the writes.
          One of float32, bfloat16, float16 for all; the reference takes float64 too.
 Math     float32; x' is rounded once, normed from what was stored, and rounded once.
 Source   Wan 2.1, attention blocks with adaptive layer norm.
@@ -126,13 +127,14 @@ def residual_adaln(
     shift: Tensor,
     impl: str = "auto",
     config: Config | None = None,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x' = x + gate * y and LN(x') * (1 + scale) + shift -> both [B, S, E]."""
     impl = implementation(impl, x.device, x.dtype)
     if impl == "torch":
-        x = gated_residual_reference(x, y, gate)
+        x = _placed(gated_residual_reference(x, y, gate), into)
         return x, adaln_reference(x, scale, shift)
-    return _run(impl, (x, y, gate, scale, shift), config)
+    return _run(impl, (x, y, gate, scale, shift), config, into=into)
 
 
 def residual_layer_norm(
@@ -143,24 +145,41 @@ def residual_layer_norm(
     bias: Tensor,
     impl: str = "auto",
     config: Config | None = None,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x' = x + gate * y and LN(x') * weight + bias -> both [B, S, E]."""
     impl = implementation(impl, x.device, x.dtype)
     if impl == "torch":
-        x = gated_residual_reference(x, y, gate)
+        x = _placed(gated_residual_reference(x, y, gate), into)
         return x, layer_norm_reference(x, weight, bias)
-    return _run(impl, (x, y, gate, weight, bias), config, affine=True)
+    return _run(impl, (x, y, gate, weight, bias), config, True, into)
+
+
+def _placed(total: Tensor, into: Tensor | None) -> Tensor:
+    return total if into is None else into.copy_(total)
 
 
 Inputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
-def _run(impl: str, inputs: Inputs, config: Config | None, affine: bool = False) -> tuple[Any, Any]:
+def _run(
+    impl: str,
+    inputs: Inputs,
+    config: Config | None,
+    affine: bool = False,
+    into: Tensor | None = None,
+) -> tuple[Any, Any]:
     """x' and the norm of x, y, gate, scale and shift: a residual sum if there is y, a norm if there is a scale."""
     check.no_gradient(impl, *[t for t in inputs if t is not None])
     plan = _plan(impl, key(*inputs), affine)
     x, y, _, scale, _ = inputs
-    total = None if y is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+    if into is not None:
+        check.shape("into", into, x.shape)
+        check.dtype("into", into, x.dtype)
+        check.contiguous("into", into)
+        total = into
+    else:
+        total = None if y is None else torch.empty_like(x, memory_format=torch.contiguous_format)
     out = None if scale is None else torch.empty_like(x, memory_format=torch.contiguous_format)
     if not x.numel():
         return total, out

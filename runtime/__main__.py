@@ -140,7 +140,9 @@ def produce(engine: Engine, job: Job, settings: Settings, options: Namespace, la
     from runtime.video import VideoWriter
 
     with contextlib.ExitStack() as stack:
-        video = stack.enter_context(VideoWriter(job.output, engine.fps, scale=options.scale))
+        video = stack.enter_context(
+            VideoWriter(job.output, engine.fps, scale=options.scale, ops=engine.settings.run.ops)
+        )
         trace = stack.enter_context(TraceWriter(job.trace)) if job.trace else None
         if trace:
             ops = engine.implementations

@@ -118,11 +118,12 @@ class Engine:
     @property
     def implementations(self) -> dict[str, str]:
         """Which implementation of each op runs."""
-        small, generator = implementation(self.settings.run.ops), self.parts.generator
-        dit = implementation(generator.dit.ops, generator.device, generator.dtype)
+        ops, generator = self.settings.run.ops, self.parts.generator
+        place = generator.device, generator.dtype
+        dit = implementation(generator.dit.ops, *place)
         return {
-            "noise": small,
-            "frame_pack": small,
+            "noise": implementation(ops, *place),
+            "frame_pack": implementation(ops, generator.device, torch.float32),
             "attention": self.denoiser.attention.name,
             "ema_merge": self.pool.impl,
             "qk_norm_rope": dit,

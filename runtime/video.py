@@ -71,8 +71,10 @@ class VideoWriter:
         scale: int = 0,
         codec: str | None = None,
         name: str = "output",
+        ops: str = "auto",
     ) -> None:
         """``scale`` repeats every pixel so many times in both directions; 0 means ``easy_scale`` of the first chunk.
+        ``ops`` names the implementation that packs frames.
 
         Raises ValueError when the file cannot be written, before anything else is done; ``name`` says whose path it is.
         """
@@ -83,6 +85,7 @@ class VideoWriter:
         self.written = Written()
         self.height = self.width = 0  # of the file's pixels, once there are any
         self._scale = scale
+        self._ops = ops
         self._shape: tuple[int, int] | None = None
         self._file = OutputFile(path, name)
 
@@ -133,7 +136,7 @@ class VideoWriter:
             odd = (0, frames.shape[3] % 2, 0, frames.shape[2] % 2)
             frames = functional.pad(frames.float(), odd, mode="replicate")
         self.height, self.width = frames.shape[2], frames.shape[3]
-        packed = frame_pack.yuv420(frames.float().contiguous())
+        packed = frame_pack.yuv420(frames.float().contiguous(), self._ops)
         return packed.view(len(frames), self.height * 3 // 2, self.width).cpu()
 
     def _encode(self, planes: Tensor) -> bytes:

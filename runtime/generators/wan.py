@@ -204,10 +204,12 @@ class WanDiT(nn.Module):
         into = given.destinations(index) if given.destinations else None
         q, k, v = block.qkv(y, given.positions, into, ops)
         y = block.self_attn.o(given.attend(index, q, k, v).flatten(2))
-        x, y = residual_layer_norm(x, y, m[2], block.norm3.weight, block.norm3.bias, ops)
+        place = x if ops != "torch" else None  # x is this forward's own; gradients want it kept
+        norm = block.norm3
+        x, y = residual_layer_norm(x, y, m[2], norm.weight, norm.bias, ops, into=place)
         y = block.cross(y, given.text.keys[index], given.text.values[index], ops)
-        x, y = residual_adaln(x, y, None, m[4], m[3], ops)
-        return residual_adaln(x, block.ffn(y), m[5], *after, ops)
+        x, y = residual_adaln(x, y, None, m[4], m[3], ops, into=place)
+        return residual_adaln(x, block.ffn(y), m[5], *after, ops, into=place)
 
     def patchify(self, x: Tensor) -> Tensor:
         """[B, F, C, h, w] -> tokens [B, S, E] in the order frame, row, column."""

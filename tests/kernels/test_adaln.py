@@ -216,6 +216,32 @@ def test_wrong_layouts_dtypes_and_gradients_are_refused(impl):
         ops.adaln(x.double(), scale.double(), shift.double(), impl=impl)
 
 
+@pytest.mark.parametrize("form", ["residual_adaln", "residual_layer_norm", "ungated_layer_norm"])
+@pytest.mark.parametrize("impl", ["torch", NATIVE, "triton"])
+def test_a_sum_in_the_place_of_x_has_the_same_bits(impl, form):
+    args = arguments(form, (2, 3, 5, 50), torch.float32)
+    fresh = call(form, impl, args)
+    into = torch.empty_like(args[0])
+    elsewhere = outputs(FORMS[form][0](*args, impl=impl, into=into))
+    in_place = outputs(FORMS[form][0](*args, impl=impl, into=args[0]))
+    assert elsewhere[0] is into and in_place[0] is args[0]
+    for got in (elsewhere, in_place):
+        assert all(torch.equal(g, want) for g, want in zip(got, fresh, strict=True))
+
+
+@pytest.mark.parametrize("impl", [NATIVE, "triton"])
+def test_the_place_of_the_sum_is_checked(impl):
+    x, *rest = arguments("residual_adaln", (2, 1, 8, 12), torch.float32)
+    wide = torch.empty(2, 8, 24)
+    for into, message in [
+        (wide[..., :12], "into: want a contiguous tensor"),
+        (wide, r"into: want shape \[2, 8, 12\], got \[2, 8, 24\]"),
+        (x.half(), "into: want dtype torch.float32, got torch.float16"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ops.residual_adaln(x, *rest, impl=impl, into=into.to(DEVICE))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
