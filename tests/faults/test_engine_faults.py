@@ -64,7 +64,9 @@ def break_video_reward(engine: Engine, fuse: Fuse, monkeypatch) -> None:
 
 
 def break_noise(engine: Engine, fuse: Fuse, monkeypatch) -> None:
-    monkeypatch.setattr(engine.parts.noise, "draw", fused(fuse, engine.parts.noise.draw))
+    for verb in ("draw", "propagate", "renoise"):
+        call = getattr(engine.parts.noise, verb)
+        monkeypatch.setattr(engine.parts.noise, verb, fused(fuse, call))
 
 
 BREAKS = [
