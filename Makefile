@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
-SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*.cpp csrc/include/streamt1/*.h)
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*.c* csrc/include/streamt1/*)
 
 .PHONY: demo test clean prerequisites
 

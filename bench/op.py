@@ -9,6 +9,7 @@ import argparse
 import csv
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -58,7 +59,7 @@ class Row:
     gb_per_s: float | None
     tflop_per_s: float | None
     share_of_ceiling: float  # of the copy's GB/s or the matmul's TFLOP/s, measured in the same run
-    max_error: float
+    max_error: float | None  # None where a run draws values of its own, which nothing is exact for
     speedup: float  # over the first implementation of the case, in the same run
     device: str
     torch: str
@@ -128,7 +129,7 @@ def _row(
         gb if case.moved_bytes else None,
         tflop if case.flops else None,
         by_matmul if case.flops else gb / limit.copy_gb_per_s,
-        case.errors[impl],
+        None if math.isnan(case.errors[impl]) else case.errors[impl],
         speedup,
         torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         torch.__version__,
@@ -146,11 +147,12 @@ def _print(rows: list[Row], header: bool) -> None:
         )
     for row in rows:
         gb = f"{row.gb_per_s:.1f}" if row.gb_per_s is not None else "-"
+        error = f"{row.max_error:.1e}" if row.max_error is not None else "-"
         tflop = f"{row.tflop_per_s:.2f}" if row.tflop_per_s is not None else "-"
         print(
             f"{row.op:<22}{row.impl:<17}{row.dtype:<10}{row.threads or '-':>7}{row.median_ms:>11.4f}"
             f"{row.p20_ms:>10.4f}{row.p80_ms:>10.4f}{gb:>8}{tflop:>9}{row.share_of_ceiling:>9.0%}"
-            f"{row.max_error:>10.1e}{row.speedup:>9.2f}x  {row.shape}",
+            f"{error:>10}{row.speedup:>9.2f}x  {row.shape}",
             flush=True,
         )
 

@@ -23,7 +23,7 @@ from runtime.kernels.philox import normal, streams
 
 BETA, PARENTS = -0.1, 2
 SIZES = {  # candidates, chunk
-    "embedded": [(4, (3, 12, 12, 12))],
+    "embedded": [(4, (3, 12, 8, 8))],
     "full": [(4, (3, 16, 60, 104))],
 }
 LARGE = (
