@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from runtime import attention as room
-from runtime.attention import GatheredAttention, VarlenAttention, build_attention, sdpa
+from runtime.attention import GatheredAttention, VarlenAttention, build_attention, libraries, sdpa
 from runtime.generators.wan import DiTConfig, WanDiT
+from runtime.kernels import triton_lang
 from runtime.settings import ATTENTIONS
 from runtime.types import ChunkPlan, Route
 from tests.tiny import CHANNELS, generator_of, scrambled, tiny_engine
@@ -98,7 +99,7 @@ def test_a_captured_graph_would_find_the_same_table():
     found = []
     for blocks in (((), (1,)), ((0, 1, 2), (3, 4, 5))):
         shifts = tuple((1,) * len(row) for row in blocks)
-        table, counts, turn = attention.context(plan_of(blocks, shifts)).args
+        table, counts, turn = attention.context(plan_of(blocks, shifts)).attend.args
         found.append([(t.data_ptr(), t.shape, t.stride()) for t in (table, counts, *turn)])
     assert found[0] == found[1]
 
@@ -138,13 +139,22 @@ def test_what_needs_a_gpu_says_so(name):
 
 @pytest.mark.parametrize("name", ["fa2", "fa3", "fa4"])
 def test_a_library_that_is_absent_is_named(name, monkeypatch):
-    where, how = room.LIBRARIES[name]
+    where, how = libraries.LIBRARIES[name]
     module = where.split(":")[0]
     monkeypatch.setitem(sys.modules, module.split(".")[0], None)
     with pytest.raises(RuntimeError, match=f"{name}.*cannot import flash_attn_func from {module}"):
-        room._library(name)
+        libraries.library(name)
     with pytest.raises(RuntimeError, match=how.split()[-1]):
-        room._library(name)
+        libraries.library(name)
+
+
+@pytest.mark.skipif(not triton_lang.INTERPRETED, reason="needs the interpreter")
+def test_the_kernel_and_torchs_packing_pass_the_check_that_libraries_must(monkeypatch):
+    from torch.nn.attention import varlen
+
+    monkeypatch.setattr(varlen, "varlen_attn", fake_varlen)
+    room._check_numbers(room._maker("triton", pool_of()), pool_of())
+    room._check_numbers(lambda pool: VarlenAttention("varlen", pool), pool_of())
 
 
 @pytest.mark.parametrize("pair", [False, True])
@@ -158,14 +168,14 @@ def test_a_library_is_checked_before_it_is_trusted(pair, monkeypatch):
 
     fake = SimpleNamespace(flash_attn_func=call)
     monkeypatch.setitem(sys.modules, "flash_attn_interface", fake)
-    kv, dense = pool_of(), room._library("fa3")
-    room._check_numbers("fa3", dense, kv)
+    kv, dense = pool_of(), libraries.library("fa3")
+    room._check_numbers(lambda pool: GatheredAttention("fa3", pool, dense), kv)
     q, k, v = chunk(kv)
     got = GatheredAttention("fa3", kv, dense).context(plan_of())(0, q, k, v)
     assert torch.equal(got, build_attention("sdpa", kv).context(plan_of())(0, q, k, v))
     factor = 1.01
-    with pytest.raises(RuntimeError, match="fa3.*its result is off by .*, allowed .* use 'triton'"):
-        room._check_numbers("fa3", dense, kv)
+    with pytest.raises(RuntimeError, match="fa3.*its result is off by .*, allowed .* use 'sdpa'"):
+        room._check_numbers(lambda pool: GatheredAttention("fa3", pool, dense), kv)
 
 
 def test_a_name_is_never_replaced_in_silence():
@@ -173,7 +183,7 @@ def test_a_name_is_never_replaced_in_silence():
         build_attention("flash", pool_of())
     with pytest.raises(ValueError, match="triton.*takes head dims 32, 64, 128, got 12; use 'sdpa'"):
         build_attention("triton", pool_of(12))
-    assert set(room.LIBRARIES) < set(ATTENTIONS)
+    assert set(libraries.LIBRARIES) < set(ATTENTIONS)
 
 
 def small_dit():

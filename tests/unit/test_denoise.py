@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runtime.attention import Attend, build_attention
+from runtime.attention import Context, build_attention
 from runtime.denoise import Denoiser, Renoise
 from runtime.generators.schedule import Schedule
 from runtime.kernels.slerp_noise import renoise_reference
@@ -41,7 +41,7 @@ class Bench:
         slots = [Slot(block, start) for block, start in enumerate([*sinks, *window])]
         return Memory(tuple(slots[: len(sinks)]), tuple(slots[len(sinks) :]))
 
-    def attend(self, plan: ChunkPlan) -> Attend:
+    def attend(self, plan: ChunkPlan) -> Context:
         """With memory of its own."""
         return build_attention("sdpa", self.pool.kv).context(plan)
 
@@ -154,14 +154,15 @@ def test_the_clean_pass_stores_what_the_forward_would_make(batch_rows):
     bench = Bench(batch_rows)
     plan, x = ragged(bench)
     made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    attend = bench.attend(plan)
+    context = bench.attend(plan)
 
     def noting(layer, q, k, v):
-        made[layer] = k, v
-        return attend(layer, q, k, v)
+        made[layer] = k.clone(), v.clone()  # the clean pass gathers into the same memory
+        return context(layer, q, k, v)
 
     with torch.no_grad():
-        bench.denoiser.flow(plan, x, 0.0, noting, bench.text)
+        noted = Context(noting, context.destinations)
+        bench.denoiser.flow(plan, x, 0.0, noted, bench.text)
     before, blocks = bench.pool.kv.clone(), [11, 7, 10, 8, 9]
     bench.denoiser.clean(plan, x, blocks, bench.text)
     assert torch.equal(bench.pool.kv[:, :7], before[:, :7])

@@ -13,7 +13,6 @@ Legend: B rows of a batch, S tokens of a chunk, H heads, D head dim, N blocks in
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from runtime.attention.libraries import Dense, library
 from runtime.kernels import triton_lang
 from runtime.kernels.dispatch import NARROW, implementation
 from runtime.kernels.ema_merge import shift_keys
@@ -42,14 +42,7 @@ from runtime.types import ChunkPlan
 
 # (layer, q, k, v) -> out, all [B, S, H, D], contiguous; q and k come rotated
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-# q [B, S, H, D], k and v [B, T, H, D] -> [B, S, H, D], softmax scale 1 / sqrt(D), no mask
-Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-LIBRARIES = {  # name -> where its function is, how to get it
-    "fa2": ("flash_attn:flash_attn_func", "pip install flash-attn"),
-    "fa3": ("flash_attn_interface:flash_attn_func", "build hopper/ of flash-attention"),
-    "fa4": ("flash_attn.cute:flash_attn_func", "pip install flash-attn-4"),
-}
 FASTEST_FIRST = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -90,18 +83,26 @@ def build_attention(name: str, kv: Tensor) -> Attention:
         raise ValueError(f"run.attention: want one of {', '.join(ATTENTIONS)}, got {name!r}")
     if name == "auto":
         name = _best(kv)
-    if name == "triton":
-        return BlockAttention(name, kv, _takes_triton(kv))
     if name == "reference":
         return BlockAttention(name, kv, "torch")
     if name == "sdpa":
         return GatheredAttention(name, kv, sdpa)
+    make = _maker(name, kv)
+    if kv.is_cuda:  # machine code that another compiler or another project made for this GPU
+        _check_numbers(make, kv)
+    return make(kv)
+
+
+def _maker(name: str, kv: Tensor) -> Callable[[Tensor], Attention]:
+    """What builds the attention called ``name`` over a pool like kv."""
+    if name == "triton":
+        impl = _takes_triton(kv)
+        return lambda pool: BlockAttention(name, pool, impl)
     _takes_half_on_gpu(name, kv)
     if name == "varlen":
-        return VarlenAttention(name, kv)
-    dense = _library(name)
-    _check_numbers(name, dense, kv)
-    return GatheredAttention(name, kv, dense)
+        return lambda pool: VarlenAttention(name, pool)
+    dense = library(name)
+    return lambda pool: GatheredAttention(name, pool, dense)
 
 
 def _best(kv: Tensor) -> str:
@@ -249,7 +250,7 @@ class VarlenAttention(GatheredAttention):
     """
 
     def __init__(self, name: str, kv: Tensor) -> None:
-        super().__init__(name, kv, self._one_row)
+        super().__init__(name, kv, sdpa)
         try:
             from torch.nn.attention.varlen import varlen_attn
         except ImportError as error:
@@ -257,7 +258,6 @@ class VarlenAttention(GatheredAttention):
         known = inspect.signature(varlen_attn).parameters
         options = {"num_splits": 1} if "num_splits" in known else {}
         self.call: Callable[..., Tensor] = partial(cast(Any, varlen_attn), **options)
-        _check_numbers(name, self._one_row, kv)
 
     def context(self, plan: ChunkPlan) -> Context:
         planes, _, tokens, heads, head_dim = self.kv.shape
@@ -281,10 +281,6 @@ class VarlenAttention(GatheredAttention):
             return out.view_as(q)
 
         return Context(attend)
-
-    def _one_row(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        ends = [torch.tensor([0, x.shape[1]], dtype=torch.int32, device=x.device) for x in (q, k)]
-        return self.call(q[0], k[0], v[0], *ends, q.shape[1], k.shape[1])[None]
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -312,36 +308,23 @@ def _takes_half_on_gpu(name: str, kv: Tensor) -> None:
         )
 
 
-def _library(name: str) -> Dense:
-    where, how = LIBRARIES[name]
-    module, function = where.split(":")
-    try:
-        call = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise RuntimeError(
-            f"run.attention={name!r}: cannot import {function} from {module} ({error}); {how}, or use 'triton' or 'sdpa'"
-        ) from error
-
-    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = call(q, k, v)
-        return out[0] if isinstance(out, tuple) else out
-
-    return dense
-
-
-def _check_numbers(name: str, dense: Dense, kv: Tensor) -> None:
-    """A small case against float64, once, when the engine is built: at most twice the error of torch's own."""
+def _check_numbers(make: Callable[[Tensor], Attention], kv: Tensor) -> None:
+    """A small ragged case against float64, once, when the engine is built: at most twice the error of torch's own."""
     source = torch.Generator(kv.device).manual_seed(0)
-    heads, head_dim = kv.shape[-2:]
-    q, k, v = (
-        torch.randn(1, tokens, heads, head_dim, generator=source, device=kv.device).to(kv.dtype)
-        for tokens in (67, 201, 201)
+    tokens, (heads, head_dim) = 200, kv.shape[-2:]
+    plan = ChunkPlan(0, 0, ((2, 0), (1,), ()), ((0, 0), (0,), ()))
+    shape = (2, 3, tokens, heads, head_dim)
+    small = torch.randn(shape, generator=source, device=kv.device).to(kv.dtype)
+    qkv = torch.randn(3, *shape[1:], generator=source, device=kv.device).to(kv.dtype)
+    attention = make(small)
+    exact = BlockAttention("reference", small.double(), "torch").context(plan)(0, *qkv.double())
+    error, plain = (
+        float((one.context(plan)(0, *qkv).double() - exact).abs().max())
+        for one in (attention, GatheredAttention("sdpa", small, sdpa))
     )
-    exact = sdpa(q.double(), k.double(), v.double())
-    error, plain = (float((call(q, k, v).double() - exact).abs().max()) for call in (dense, sdpa))
     allowed = max(2 * plain, torch.finfo(kv.dtype).eps * float(exact.abs().max()))
     if not error <= allowed:
         raise RuntimeError(
-            f"run.attention={name!r}: its result is off by {error:.1e}, allowed {allowed:.1e} for {kv.dtype}; "
-            "use 'triton' or 'sdpa'"
+            f"run.attention={attention.name!r}: its result is off by {error:.1e}, allowed {allowed:.1e} for "
+            f"{kv.dtype}; use 'sdpa'"
         )
