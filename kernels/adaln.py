@@ -173,13 +173,13 @@ def _run(
     check.no_gradient(impl, *[t for t in inputs if t is not None])
     plan = _plan(impl, key(*inputs), affine)
     x, y, _, scale, _ = inputs
+    total: Tensor | None = into
     if into is not None:
         check.shape("into", into, x.shape)
         check.dtype("into", into, x.dtype)
         check.contiguous("into", into)
-        total = into
-    else:
-        total = None if y is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+    elif y is not None:
+        total = torch.empty_like(x, memory_format=torch.contiguous_format)
     out = None if scale is None else torch.empty_like(x, memory_format=torch.contiguous_format)
     if not x.numel():
         return total, out
