@@ -17,27 +17,31 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    groups = list(dict.fromkeys((row.shape, row.dtype, row.threads) for row in rows))
+    groups = list(dict.fromkeys(_group(row) for row in rows))
     impls = list(dict.fromkeys(row.impl for row in rows))
     height = 0.8 / len(impls)
-    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.32 * len(groups) * len(impls)))
+    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.22 * len(groups) * len(impls)))
     for place, impl in enumerate(impls):
         mine = [row for row in rows if row.impl == impl]
-        at = [groups.index((row.shape, row.dtype, row.threads)) + place * height for row in mine]
+        at = [groups.index(_group(row)) + place * height for row in mine]
         shares = [100 * row.share_of_ceiling for row in mine]
         axes.barh(at, shares, height * 0.9, label=impl)
         for y, share, row in zip(at, shares, mine, strict=True):
             axes.text(share, y, f" {row.median_ms:.3g} ms", va="center", fontsize=7)
     labels = [
-        f"{shape}\n{dtype}" + (f", {threads} threads" if threads else "")
-        for shape, dtype, threads in groups
+        f"{op}  {shape}\n{dtype}" + (f", {threads} threads" if threads else "")
+        for op, shape, dtype, threads in groups
     ]
     axes.set_yticks([i + 0.4 - height / 2 for i in range(len(groups))], labels, fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(groups) - 0.1, -0.4)
     axes.margins(x=0.15)
     axes.set_xlabel("% of the copy or matmul measured in the same run")
-    axes.set_title(f"{rows[0].op} on {rows[0].device}", fontsize=10)
-    axes.legend(fontsize=8)
+    axes.set_title(f"{rows[0].device}, commit {rows[0].commit}", fontsize=10)
+    axes.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _group(row: Row) -> tuple[str, str, str, int]:
+    return row.op, row.shape, row.dtype, row.threads
