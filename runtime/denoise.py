@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runtime.attention import Context, build_attention
 from runtime.generators.schedule import Schedule, to_x0
-from runtime.generators.wan import TextContext, WanDiT
+from runtime.generators.wan import Moment, TextContext, WanDiT
 from runtime.kernels.rotary import Positions
 from runtime.memory import KVPool
 from runtime.settings import CHUNK_FRAMES
@@ -41,6 +41,9 @@ class Denoiser:
         self.schedule = schedule
         self.batch_rows = batch_rows
         self.attention = build_attention(attention, pool.kv)
+        self.moments: dict[
+            float, Moment
+        ] = {}  # of the few timesteps there are, made when first used
 
     @torch.no_grad()
     def run(self, plan: ChunkPlan, noise: Tensor, renoise: Renoise, text: TextContext) -> Tensor:
@@ -66,24 +69,25 @@ class Denoiser:
         """The pass at timestep 0 that writes each row's keys and values to its block. latents [B, F, C, h, w]."""
         for rows in row_ranges(plan.rows, self.batch_rows):
             part, ids = plan.take(rows), blocks[rows.start : rows.stop]
-            x, timestep, rope = self._inputs(part, latents[rows.start : rows.stop], 0.0)
+            x = latents[rows.start : rows.stop]
+            moment, rope = self._inputs(part, x, 0.0)
             context = self.attention.context(part)
 
             def store(layer: int, k: Tensor, v: Tensor, ids: Sequence[int] = ids) -> None:
                 self.pool.write(layer, ids, k, v)
 
-            self.dit.remember(x, timestep, text, rope, context, store, context.destinations)
+            self.dit.remember(x, moment, text, rope, context, store, context.destinations)
 
     def flow(
         self, plan: ChunkPlan, x: Tensor, timestep: float, context: Context, text: TextContext
     ) -> Tensor:
         """One forward over a plan, [B, F, C, h, w]."""
-        x, times, rope = self._inputs(plan, x, timestep)
-        return self.dit(x, times, text, rope, context, context.destinations)
+        moment, rope = self._inputs(plan, x, timestep)
+        return self.dit(x, moment, text, rope, context, context.destinations)
 
-    def _inputs(
-        self, plan: ChunkPlan, x: Tensor, timestep: float
-    ) -> tuple[Tensor, Tensor, Positions]:
+    def _inputs(self, plan: ChunkPlan, x: Tensor, timestep: float) -> tuple[Moment, Positions]:
+        if timestep not in self.moments:
+            times = torch.full((1, 1), timestep, dtype=torch.float64, device=x.device)
+            self.moments[timestep] = self.dit.moment(times)
         frames = plan.start_frame + torch.arange(CHUNK_FRAMES, device=x.device)
-        times = torch.full((len(x), CHUNK_FRAMES), timestep, dtype=torch.float64, device=x.device)
-        return x, times, self.dit.rope(frames[None], *x.shape[-2:])
+        return self.moments[timestep], self.dit.rope(frames[None], *x.shape[-2:])

@@ -122,6 +122,7 @@ class BlockAttention:
         self.columns = -(-max(kv.shape[1], 1) // 4) * 4
         self.integers = torch.zeros(0, dtype=torch.int32, device=kv.device)
         self.turns = torch.zeros(0, device=kv.device)
+        self.fresh = kv.new_empty(3, 0, *kv.shape[2:])
 
     def context(self, plan: ChunkPlan) -> Context:
         """Table, shifts and counts go up in one copy, to addresses that depend on the number of rows alone."""
@@ -140,7 +141,16 @@ class BlockAttention:
             for kept, made in zip((cos, sin), turn_of(moved, 2 * pairs), strict=True):
                 kept.copy_(made)
             turn = cos, sin
-        return Context(partial(self._attend, blocks, on_device[2 * rows * columns :], turn))
+        own = self._own(rows)
+        return Context(
+            partial(self._attend, blocks, on_device[2 * rows * columns :], turn), lambda layer: own
+        )
+
+    def _own(self, rows: int) -> Destination:
+        """Where any layer's q, k and v go: a layer is done with them before the next one writes."""
+        if self.fresh.shape[1] < rows:
+            self.fresh = self.kv.new_empty(3, rows, *self.kv.shape[2:])
+        return Destination(*self.fresh[:, :rows])
 
     def _attend(
         self,

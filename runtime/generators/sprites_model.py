@@ -35,6 +35,7 @@ def load(
     for name, module in (("vae", vae), ("dit", dit), ("text", encoder)):
         load_weights_(module, folder / f"{name}.safetensors", SHARED if module is encoder else {})
         module.to(device, dtype)
+    dit.join_()
     side = FRAME_SIZE // vae.config.space_stride
     return Generator(
         text=TextEncoder(

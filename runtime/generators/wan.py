@@ -70,6 +70,17 @@ class TextContext:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """What a timestep means to every layer: the vectors that shift, scale and gate, made once for all its forwards.
+
+    ``blocks`` has six [B, F, 1, E] for each block, ``head`` two; B and F are those of the timestep, 1 for all alike.
+    """
+
+    blocks: tuple[tuple[Tensor, ...], ...]
+    head: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Given:
     """What every block of one forward is given."""
 
@@ -115,6 +126,11 @@ class WanDiT(nn.Module):
         self.blocks: Any = nn.ModuleList(Block(c.dim, c.heads, c.ffn_dim) for _ in range(c.layers))
         self.head = Head(c.dim, c.channels * PATCH * PATCH)
 
+    def join_(self) -> None:
+        """Prepare for running without gradients: one product for q, k and v. Call it where the weights will stay."""
+        for block in self.blocks:
+            block.join_()
+
     def text_context(self, embeds: Tensor) -> TextContext:
         """Prompt embeddings [B, up to L, text_dim] -> keys and values per layer. Short prompts are zero-padded and
         the padding is not masked, as the model was trained."""
@@ -135,29 +151,28 @@ class WanDiT(nn.Module):
     def forward(
         self,
         x: Tensor,
-        timestep: Tensor,
+        timestep: Tensor | Moment,
         text: TextContext,
         rope: Positions,
         attend: SelfAttention,
         destinations: Destinations | None = None,
     ) -> Tensor:
-        """Flow of x. x [B, F, C, h, w], timestep [B, F] -> [B, F, C, h, w] in x's dtype.
+        """Flow of x. x [B, F, C, h, w], timestep [B or 1, F or 1] or its ``moment`` -> [B, F, C, h, w] in x's dtype.
 
         ``destinations(layer)`` says where a layer's q, k and v are written before ``attend`` is called with them; without
         it they are fresh.
         """
         height, width = x.shape[-2:]
         tokens = self.patchify(x)
-        e, e0 = self.time(timestep, tokens.dtype)
-        modulations = [block.modulated(tokens.dtype, e0) for block in self.blocks]
-        modulations.append(self.head.modulated(tokens.dtype, e))
+        moment = self._moment(timestep, tokens.dtype)
+        modulations = [*moment.blocks, moment.head]
         y = self._run(tokens, modulations, _Given(text, rope, attend, destinations))
         return self.unpatchify(self.head.head(y), height, width)
 
     def remember(
         self,
         x: Tensor,
-        timestep: Tensor,
+        timestep: Tensor | Moment,
         text: TextContext,
         rope: Positions,
         attend: SelfAttention,
@@ -167,14 +182,13 @@ class WanDiT(nn.Module):
         """Run ``forward`` only for the keys and values it makes: ``store(layer, k, v)`` gets every layer's, and what
         would come after the last layer's is not computed."""
         tokens = self.patchify(x)
-        _, e0 = self.time(timestep, tokens.dtype)
+        moment = self._moment(timestep, tokens.dtype)
 
         def attend_and_store(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             store(layer, k, v)
             return attend(layer, q, k, v)
 
-        modulations = [block.modulated(tokens.dtype, e0) for block in self.blocks]
-        y = self._run(tokens, modulations, _Given(text, rope, attend_and_store, destinations))
+        y = self._run(tokens, moment.blocks, _Given(text, rope, attend_and_store, destinations))
         last = len(self.blocks) - 1
         into = destinations(last) if destinations else None
         _, k, v = self.blocks[last].qkv(y, rope, into, self.ops)
@@ -221,6 +235,16 @@ class WanDiT(nn.Module):
         y = tokens.unflatten(-1, (PATCH, PATCH, self.config.channels))
         y = y.unflatten(1, (-1, rows, columns))  # [B, F, rows, columns, 2, 2, C]
         return y.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+    def moment(self, timestep: Tensor, dtype: torch.dtype | None = None) -> Moment:
+        """The vectors of a timestep [B, F], or [1, 1] where it is the same for every row and frame."""
+        dtype = dtype or self.patch_embedding.weight.dtype
+        e, e0 = self.time(timestep, dtype)
+        blocks = (tuple(block.modulated(dtype, e0)) for block in self.blocks)
+        return Moment(tuple(blocks), tuple(self.head.modulated(dtype, e)))
+
+    def _moment(self, timestep: Tensor | Moment, dtype: torch.dtype) -> Moment:
+        return timestep if isinstance(timestep, Moment) else self.moment(timestep, dtype)
 
     def time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """timestep [B, F] -> e [B, F, E] and e0 [B, F, 6, E]."""

@@ -7,7 +7,7 @@ Nothing here knows how keys are cached: self attention is handed to a ``SelfAtte
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +85,28 @@ class Block(nn.Module):
         self.norm3 = nn.LayerNorm(dim, eps=EPS)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU("tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
+        self.joined: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def join_(self) -> None:
+        """Lay the weights of q, k and v side by side, so that one product makes all three. Names and values stay."""
+        a = self.self_attn
+        linears = a.q, a.k, a.v
+        weight, bias = (
+            torch.cat([getattr(linear, part) for linear in linears]) for part in ("weight", "bias")
+        )
+        for linear, w, b in zip(linears, weight.chunk(3), bias.chunk(3), strict=True):
+            linear.weight.data, linear.bias.data = w, b
+        self.joined = weight, bias
+
+    def projected(self, y: Tensor) -> Sequence[Tensor]:
+        """q, k and v of y before norm and rotation, each [B, S, E]; slices of one tensor where weights are joined."""
+        a = self.self_attn
+        # A module that was moved to another device or dtype has weights of its own again.
+        joined = self.joined
+        if joined and joined[0].data_ptr() == a.q.weight.data_ptr() and not torch.is_grad_enabled():
+            return F.linear(y, *joined).chunk(3, -1)
+        return a.q(y), a.k(y), a.v(y)
 
     def cross_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the prompt, once per prompt. text [B, L, E] -> each [B, L, H, D]."""
@@ -97,7 +119,7 @@ class Block(nn.Module):
         """Rotated q and k, and v, of normalised tokens y [B, S, E]; each [B, S, H, D]."""
         a = self.self_attn
         norms = a.norm_q.weight, a.norm_k.weight
-        return qk_norm_rope_store(a.q(y), a.k(y), a.v(y), norms, positions, into, ops)
+        return qk_norm_rope_store(*self.projected(y), norms, positions, into, ops)
 
     def cross(self, y: Tensor, key: Tensor, value: Tensor, ops: str) -> Tensor:
         """Cross attention of normalised tokens y [B, S, E] to the prompt's keys and values [B or 1, L, H, D]."""
