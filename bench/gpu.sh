@@ -10,7 +10,6 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-out/gpu}
-mkdir -p "$OUT"
 failed=()
 
 step() { # step NAME SECONDS COMMAND...
@@ -33,11 +32,12 @@ if not torch.cuda.is_available():
 import triton
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)
 CHECK
+mkdir -p "$OUT" || exit 2
 
 step "build: configure" 60 cmake -S . -B build/gpu -DPython_EXECUTABLE="$(command -v "$PYTHON")"
 step "build: compile" 180 cmake --build build/gpu --parallel
 step "tests" 240 "$PYTHON" -m pytest -q -m gpu
-for op in window_attention slerp_noise ema_merge qk_norm_rope_store adaln frame_pack; do
+for op in window_attention slerp_noise ema_merge qk_norm_rope_store adaln frame_pack reward_patches; do
   step "bench: $op" 90 "$PYTHON" -m "runtime.bench.$op" --skip-tests --shapes full --json "$OUT/$op.json"
 done
 step "bench: the line" 120 "$PYTHON" -m runtime.bench --device cuda --dtype bfloat16 --json "$OUT/line.json"
