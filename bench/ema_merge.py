@@ -16,9 +16,8 @@ from functools import partial
 
 import torch
 
-from runtime.bench.op import Case, main
+from runtime.bench.op import Case, implementations, main
 from runtime.bench.tune import Tunable, rounding
-from runtime.kernels import native, triton_lang
 from runtime.kernels.ema_merge import STORAGES, Ema, ema_merge_, ema_merge_reference
 from runtime.kernels.ema_merge_triton import SPACE
 from runtime.kernels.tuning import Config
@@ -36,15 +35,6 @@ def cases(device: torch.device, size: str) -> Iterator[Case]:
     impls = implementations(device)
     for dtype, storage in FORMS:
         yield case((planes, *rest), dtype, Ema(0.999, SHIFT, storage, 42), impls, device)
-
-
-def implementations(device: torch.device) -> list[str]:
-    """Everything that runs here, the baseline first."""
-    module, _ = native.find()
-    if device.type == "cpu":
-        return ["torch", *(["native"] if module else [])]
-    cuda = module is not None and module.CUDA
-    return ["torch", *(["triton"] if triton_lang.AVAILABLE else []), *(["cuda"] if cuda else [])]
 
 
 def case(

@@ -17,9 +17,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from runtime.bench.op import Case, main
+from runtime.bench.op import Case, implementations, main
 from runtime.bench.tune import Tunable
-from runtime.kernels import frame_pack, frame_pack_triton, native, triton_lang
+from runtime.kernels import frame_pack, frame_pack_triton
 
 FRAMES = {"embedded": (12, 3, 96, 96), "full": (12, 3, 480, 832)}
 DTYPES = (torch.float32, torch.bfloat16)
@@ -64,15 +64,6 @@ def eager_rgb24(frames: Tensor) -> Tensor:
     """The usual lines."""
     scaled = (frames.float() * 0.5 + 0.5).clamp(0, 1) * 255 + 0.5
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def implementations(device: torch.device) -> list[str]:
-    """Everything that runs here, the reference first."""
-    module, _ = native.find()
-    if device.type == "cpu":
-        return ["torch", *(["native"] if module else [])]
-    cuda = module is not None and module.CUDA
-    return ["torch", *(["triton"] if triton_lang.AVAILABLE else []), *(["cuda"] if cuda else [])]
 
 
 if __name__ == "__main__":

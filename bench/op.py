@@ -22,7 +22,7 @@ import torch
 import runtime
 from runtime.bench.clock import Ceiling, Run, Times, ceiling, time_in_turns
 from runtime.bench.measure import commit, cpu_name
-from runtime.kernels import triton_lang
+from runtime.kernels import native, triton_lang
 
 ROOT = Path(runtime.__file__).parent.parent
 SHAPES = ("embedded", "full")
@@ -88,6 +88,15 @@ def main(op: str, cases: Cases, description: str) -> int:
                 rows += new
     write(rows, args.json, args.csv, args.plot)
     return 0
+
+
+def implementations(device: torch.device) -> list[str]:
+    """What runs on ``device`` of a kernel that has every implementation, the baseline first."""
+    module, _ = native.find()
+    if device.type == "cpu":
+        return ["torch", *(["native"] if module else [])]
+    cuda = module is not None and module.CUDA
+    return ["torch", *(["triton"] if triton_lang.AVAILABLE else []), *(["cuda"] if cuda else [])]
 
 
 def run_tests(op: str) -> int:

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.bench.frame_pack import implementations
-from runtime.bench.op import Case, main
+from runtime.bench.op import Case, implementations, main
 from runtime.bench.tune import Tunable
 from runtime.kernels.reward_patches import (
     CLIP_MEAN,
