@@ -7,7 +7,7 @@ Nothing here knows how keys are cached: self attention is handed to a ``SelfAtte
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -99,13 +99,14 @@ class Block(nn.Module):
             linear.weight.data, linear.bias.data = w, b
         self.joined = weight, bias
 
-    def projected(self, y: Tensor) -> Sequence[Tensor]:
+    def projected(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of y before norm and rotation, each [B, S, E]; slices of one tensor where weights are joined."""
         a = self.self_attn
         # A module that was moved to another device or dtype has weights of its own again.
         joined = self.joined
         if joined and joined[0].data_ptr() == a.q.weight.data_ptr() and not torch.is_grad_enabled():
-            return F.linear(y, *joined).chunk(3, -1)
+            q, k, v = F.linear(y, *joined).chunk(3, -1)
+            return q, k, v
         return a.q(y), a.k(y), a.v(y)
 
     def cross_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,15 +4,12 @@
 #include <cstdint>
 #include <cstring>
 
-#include "streamt1/dispatch.h"
 #include "streamt1/ema_merge.h"
+#include "streamt1/exact.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#define STREAMT1_BOTH __host__ __device__ __forceinline__
-#else
-#define STREAMT1_BOTH STREAMT1_INLINE
 #endif
 
 namespace streamt1 {
@@ -20,12 +17,13 @@ namespace ema {
 
 constexpr uint32_t kStream = 0x454D4131u;  // "EMA1": keeps these random bits apart from the noise's
 
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
+using exact::BFloat16;
+using exact::bits_of;
+using exact::difference;
+using exact::Float16;
+using exact::float_of;
+using exact::product;
+using exact::sum;
 
 // 16 bytes, read and written at once.
 template <typename T>
@@ -33,29 +31,6 @@ struct alignas(16) Vector {
   static constexpr int kSize = 16 / sizeof(T);
   T at[kSize];
 };
-
-// nvcc would fuse a product and a sum on the GPU; the CPU files are compiled so that nothing is.
-#ifdef __CUDA_ARCH__
-STREAMT1_BOTH float mul(float a, float b) { return __fmul_rn(a, b); }
-STREAMT1_BOTH float add(float a, float b) { return __fadd_rn(a, b); }
-STREAMT1_BOTH float sub(float a, float b) { return __fsub_rn(a, b); }
-#else
-STREAMT1_BOTH float mul(float a, float b) { return a * b; }
-STREAMT1_BOTH float add(float a, float b) { return a + b; }
-STREAMT1_BOTH float sub(float a, float b) { return a - b; }
-#endif
-
-STREAMT1_BOTH uint32_t bits_of(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-STREAMT1_BOTH float float_of(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
 
 STREAMT1_BOTH float widen(float value) { return value; }
 STREAMT1_BOTH float widen(BFloat16 value) { return float_of(uint32_t{value.bits} << 16); }
@@ -139,19 +114,19 @@ STREAMT1_BOTH void random_words(uint32_t out[4], uint32_t octet, uint32_t plane,
 
 STREAMT1_BOTH void turn(float* even, float* odd, float cos, float sin) {
   const float x = *even, y = *odd;
-  *even = sub(mul(x, cos), mul(y, sin));
-  *odd = add(mul(x, sin), mul(y, cos));
+  *even = difference(product(x, cos), product(y, sin));
+  *odd = sum(product(x, sin), product(y, cos));
 }
 
 STREAMT1_BOTH float mix(float old, float fresh, const EmaMerge& m) {
-  return add(mul(m.alpha, old), mul(m.rest, fresh));
+  return sum(product(m.alpha, old), product(m.rest, fresh));
 }
 
 // `fresh` must have been rounded as T when it was turned.
 template <typename T>
 STREAMT1_BOTH T mix_released(float old, float fresh, const EmaMerge& m) {
   T out;
-  narrow(add(rounded_as<T>(mul(m.alpha, old)), rounded_as<T>(mul(m.rest, fresh))), &out);
+  narrow(sum(rounded_as<T>(product(m.alpha, old)), rounded_as<T>(product(m.rest, fresh))), &out);
   return out;
 }
 

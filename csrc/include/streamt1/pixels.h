@@ -3,15 +3,11 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
-#include "streamt1/dispatch.h"
+#include "streamt1/exact.h"
 
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
-#define STREAMT1_BOTH __host__ __device__ __forceinline__
-#else
-#define STREAMT1_BOTH STREAMT1_INLINE
 #endif
 
 namespace streamt1 {
@@ -36,50 +32,12 @@ constexpr Range range_from(float lowest) {
 
 namespace pixels {
 
-struct BFloat16 {
-  uint16_t bits;
-};
-
-struct Float16 {
-  uint16_t bits;
-};
-
-// Rounded by itself, where the CUDA compiler would fuse a product with the sum after it.
-STREAMT1_BOTH float product(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
-STREAMT1_BOTH float sum(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fadd_rn(a, b);
-#else
-  return a + b;
-#endif
-}
-
-STREAMT1_BOTH uint32_t bits_of(float value) {
-#if defined(__CUDA_ARCH__)
-  return __float_as_uint(value);
-#else
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-#endif
-}
-
-STREAMT1_BOTH float float_of(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __uint_as_float(bits);
-#else
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-#endif
-}
+using exact::BFloat16;
+using exact::bits_of;
+using exact::Float16;
+using exact::float_of;
+using exact::product;
+using exact::sum;
 
 STREAMT1_BOTH float read(float value) { return value; }
 
