@@ -21,8 +21,8 @@ Math     float32 in the order written, rounded once on store; slerp's angle, fro
          (see ``philox_triton``). float64 only in torch. No value knows its batch or thread, in blend and renoise nor its block.
 Cost     Triton, counted in the code of the default form for sm_90: 63 instructions an element, of which 29 float32, 11
          logic, 6 additions and 5 wide multiplications of integers; 55 in longer tiles. An H100 issues 128 a clock and SM
-         and copies 12.5 bytes in the same time (2.9 TB/s at 1.755 GHz). So float32 (8 bytes: 0.64 clocks to move, 0.49 to
-         issue) is bound by memory, bfloat16 (0.32 to move) by issuing unless siblings find their parent in the L2.
+         and, at the published 3.0 TB/s and 1.755 GHz, copies 13 bytes in the same time. So float32 (8 bytes: 0.62 clocks to
+         move, 0.49 to issue) is bound by memory, bfloat16 (0.31 to move) by issuing unless siblings find their parent in L2.
          slerp draws twice and reads twice. These are counts; no GPU has timed them yet.
 Source   Stream-T1, noise propagation; Shoemake, "Animating rotation with quaternion curves", 1985; re-noising of
          few-step flow matching as in Self-Forcing.

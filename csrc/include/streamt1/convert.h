@@ -3,10 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "streamt1/dispatch.h"
+#include "streamt1/exact.h"
 
 namespace streamt1 {
 
@@ -16,22 +16,10 @@ enum class Float { kFloat32, kBFloat16, kFloat16 };
 enum class BFloat16 : uint16_t {};
 enum class Float16 : uint16_t {};
 
-STREAMT1_INLINE uint32_t bits_of_float(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-STREAMT1_INLINE float float_of_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 STREAMT1_INLINE float to_float(float value) { return value; }
 
 STREAMT1_INLINE float to_float(BFloat16 value) {
-  return float_of_bits(static_cast<uint32_t>(value) << 16);
+  return exact::float_of(static_cast<uint32_t>(value) << 16);
 }
 
 STREAMT1_INLINE float to_float(Float16 value) {
@@ -41,9 +29,9 @@ STREAMT1_INLINE float to_float(Float16 value) {
   const uint32_t normal = (magnitude << 13) + kRebias;
   const uint32_t special = normal + kRebias;  // infinity and NaN: the exponent becomes 255
   const auto steps = static_cast<float>(static_cast<int32_t>(magnitude));  // of 2^-24
-  const uint32_t tiny = bits_of_float(steps * 0x1p-24f);
+  const uint32_t tiny = exact::bits_of(steps * 0x1p-24f);
   const uint32_t finite = magnitude < 0x0400u ? tiny : normal;
-  return float_of_bits(sign | (magnitude < 0x7C00u ? finite : special));
+  return exact::float_of(sign | (magnitude < 0x7C00u ? finite : special));
 }
 
 template <typename T>
@@ -56,7 +44,7 @@ STREAMT1_INLINE float from_float<float>(float value) {
 
 // The lower half may hold anything: what counts are the upper 16 bits.
 STREAMT1_INLINE uint32_t rounded_to_upper_half(float value) {
-  const uint32_t bits = bits_of_float(value);
+  const uint32_t bits = exact::bits_of(value);
   const uint32_t rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
   return value != value ? bits | 0x00400000u : rounded;
 }
@@ -68,12 +56,12 @@ STREAMT1_INLINE BFloat16 from_float<BFloat16>(float value) {
 
 template <>
 STREAMT1_INLINE Float16 from_float<Float16>(float value) {
-  const uint32_t bits = bits_of_float(value);
+  const uint32_t bits = exact::bits_of(value);
   const uint32_t magnitude = bits & 0x7FFFFFFFu;
   // From 65520 on the carry reaches the exponent and makes infinity.
   const uint32_t normal = (magnitude - (112u << 23) + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
   // Next to 0.5 a float32 has the spacing of the smallest float16: the sum does the rounding.
-  const uint32_t tiny = bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3F000000u;
+  const uint32_t tiny = exact::bits_of(exact::float_of(magnitude) + 0.5f) - 0x3F000000u;
   const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;
   const uint32_t large = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;
   return Float16(((bits >> 16) & 0x8000u) | (magnitude < 0x47800000u ? finite : large));
@@ -85,7 +73,7 @@ STREAMT1_INLINE float round_to(float value) {
   if constexpr (std::is_same_v<T, float>)
     return value;
   else if constexpr (std::is_same_v<T, BFloat16>)
-    return float_of_bits(rounded_to_upper_half(value) & 0xFFFF0000u);
+    return exact::float_of(rounded_to_upper_half(value) & 0xFFFF0000u);
   else
     return to_float(from_float<T>(value));
 }
