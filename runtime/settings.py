@@ -16,11 +16,14 @@ MAX_EXPANSIONS = 100  # seeds are seed + 1000 n + 100 b + i
 PROMPT_CHARACTERS = 4096
 LONGEST_SECONDS = 24 * 3600.0
 
-POLICIES = ("single", "best-of-n", "beam", "stream-t1")
+POLICIES = ("single", "best-of-n", "beam", "stream-t1", "halving")
 FIDELITIES = ("paper", "released")
 SCHEDULES = ("survivors", "released")
 OPS = ("auto", "native", "triton", "torch")
 ATTENTIONS = ("auto", "sdpa", "triton", "varlen", "fa2", "fa3", "fa4", "reference")
+GRAPHS = ("auto", "off", "cuda", "rehearsal")
+LINEARS = ("dense", "fp8-row", "fp8-tensor")
+SCORING_DECODERS = ("full", "tiny")
 EMA_STORAGES = ("auto", "fp32_shadow", "stochastic", "released")  # see kernels/ema_merge.py
 
 
@@ -47,21 +50,28 @@ class SearchSettings:
     horizon_chunks: int = (
         40  # how far back a search may change its mind, and what the final reward sees
     )
+    drafts: int = (
+        4  # policy "halving": candidates begun per history; ``expansions`` of them are finished
+    )
+    draft_passes: int = 1  # policy "halving": passes before the choice
 
     def __post_init__(self) -> None:
         _one_of("search.policy", self.policy, POLICIES)
         _at_least("search.histories", self.histories, 1)
         _at_least("search.expansions", self.expansions, 1)
         _at_least("search.horizon_chunks", self.horizon_chunks, 1)
-        if self.histories * self.expansions > MAX_CANDIDATES:
+        _at_least("search.draft_passes", self.draft_passes, 1)
+        if self.policy == "halving":
+            _at_least("search.drafts", self.drafts, self.expansions)
+        drawn = "drafts" if self.policy == "halving" else "expansions"
+        count = getattr(self, drawn)
+        if self.histories * count > MAX_CANDIDATES:
             raise ValueError(
-                f"search.histories * search.expansions: want at most {MAX_CANDIDATES} candidates a chunk, "
-                f"got {self.histories * self.expansions}"
+                f"search.histories * search.{drawn}: want at most {MAX_CANDIDATES} candidates a chunk, "
+                f"got {self.histories * count}"
             )
-        if self.expansions > MAX_EXPANSIONS:
-            raise ValueError(
-                f"search.expansions: want at most {MAX_EXPANSIONS}, got {self.expansions}"
-            )
+        if count > MAX_EXPANSIONS:
+            raise ValueError(f"search.{drawn}: want at most {MAX_EXPANSIONS}, got {count}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"search.seed: want a value in 0..2^63-1, got {self.seed}")
 
@@ -144,9 +154,16 @@ class RewardSettings:
     video: str = "sprites-video"
     window_chunks: int = 10
     tau: float = 0.4  # cap of the image reward's weight
+    stride: int = (
+        1  # the image reward sees every stride-th frame of a chunk, its last one among them
+    )
+    decoder: str = "full"  # of the frames that rewards see; "tiny": fast and approximate
+    weights: str = ""  # "": those of the package; "random": none, for timing; else a folder
 
     def __post_init__(self) -> None:
         _at_least("reward.window_chunks", self.window_chunks, 1)
+        _at_least("reward.stride", self.stride, 1)
+        _one_of("reward.decoder", self.decoder, SCORING_DECODERS)
         if not 0.0 <= self.tau <= 1.0:
             raise ValueError(f"reward.tau: want a value in [0, 1], got {self.tau}")
 
@@ -162,13 +179,33 @@ class RunSettings:
     batch_rows: int = 0  # candidates per forward; 0: all at once
     ops: str = "auto"  # implementation of the kernels: auto, native (C++), triton, torch
     attention: str = "auto"  # self attention; auto: triton on a GPU, sdpa on the CPU
+    graphs: str = (
+        "auto"  # captured denoising; auto: on a GPU; rehearsal: its plan and buffers, uncaptured
+    )
+    linears: str = (
+        "dense"  # the DiT's products; fp8: 8-bit weights and activations, scaled per row or tensor
+    )
+    weights: str = ""  # "": those of the package; "random": none, for timing; else a folder
+    prompts: int = 1  # that ride one batch; 0: as many as the free memory holds
+    memory_share: float = 0.9  # of the device's free memory that may be planned for
+    decoder_tile: int = (
+        0  # side of a tile that is decoded at once, in latent positions; 0: whole frames
+    )
+    offload_text: bool = False  # the text encoder waits in host memory between prompts
+    overlap: bool = True  # rewards on streams of their own, on a GPU
+    speculate: bool = False  # begin the likely next chunk before the rewards have arrived
 
     def __post_init__(self) -> None:
         _one_of("run.schedule", self.schedule, SCHEDULES)
         _one_of("run.dtype", self.dtype, ("float64", "float32", "bfloat16"))
         _one_of("run.ops", self.ops, OPS)
         _one_of("run.attention", self.attention, ATTENTIONS)
-        _at_least("run.batch_rows", self.batch_rows, 0)
+        _one_of("run.graphs", self.graphs, GRAPHS)
+        _one_of("run.linears", self.linears, LINEARS)
+        for name in ("batch_rows", "prompts", "decoder_tile"):
+            _at_least(f"run.{name}", getattr(self, name), 0)
+        if not 0.0 < self.memory_share <= 1.0:
+            raise ValueError(f"run.memory_share: want a share in (0, 1], got {self.memory_share}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

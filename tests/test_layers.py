@@ -15,7 +15,7 @@ FOLDERS = {
     "bench": "runtime.bench",
 }
 
-NOUNS = {"runtime.types", "runtime.settings", "runtime.kernels"}
+NOUNS = {"runtime.types", "runtime.settings", "runtime.weights", "runtime.kernels"}
 SERVICES = {
     "runtime.attention",
     "runtime.memory",
@@ -45,6 +45,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     "runtime.kernels": {"runtime._C"},
     "runtime.settings": set(),
     "runtime.types": {"runtime.settings"},
+    "runtime.weights": set(),
     **dict.fromkeys(SERVICES, NOUNS),
     **dict.fromkeys(ROOMS, NOUNS | SERVICES),
     "runtime.engine": NOUNS | SERVICES | ROOMS,

@@ -14,7 +14,7 @@ from runtime.generators.schedule import Schedule
 from runtime.generators.text import TextConfig, TextEncoder, build_encoder
 from runtime.generators.vae import VAEConfig, WanVAE
 from runtime.generators.wan import DiTConfig, WanDiT
-from runtime.generators.weights import load_weights_, read_config
+from runtime.weights import load_weights_, read_config
 
 FOLDER = Path(__file__).parent / "sprites"
 FPS = 16

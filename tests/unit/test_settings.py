@@ -29,7 +29,11 @@ REFUSED = [
         "papre",
         r"fidelity: want one of paper, released, got 'papre'; did you mean 'paper'",
     ),
-    ("search.policy", "greedy", "want one of single, best-of-n, beam, stream-t1, got 'greedy'"),
+    (
+        "search.policy",
+        "greedy",
+        "want one of single, best-of-n, beam, stream-t1, halving, got 'greedy'",
+    ),
     ("search.policy", "stream_t1", "did you mean 'stream-t1'"),
     ("search.histories", 0, "search.histories: want at least 1, got 0"),
     ("search.expansions", 0, "search.expansions: want at least 1, got 0"),

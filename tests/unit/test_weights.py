@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from runtime.generators import load_generator
-from runtime.generators.weights import MAX_CONFIG_BYTES, load_weights_, quote, read_config
+from runtime.weights import MAX_CONFIG_BYTES, load_weights_, quote, read_config
 
 
 def network() -> nn.Module:

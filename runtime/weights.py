@@ -1,4 +1,5 @@
-"""Reads weight files that may be corrupt, cut short or somebody else's, and says so before it takes memory."""
+"""Fills modules: from files that may be corrupt, cut short or somebody else's, and it says so before it takes memory;
+or with random numbers, for timing, since speed does not depend on the values."""
 
 from __future__ import annotations
 
@@ -70,6 +71,33 @@ def load_weights_(
     module.load_state_dict(
         tensors | {name: tensors[source] for name, source in shared.items()}, assign=True
     )
+
+
+@torch.no_grad()
+def fill_random_(
+    module: nn.Module, device: torch.device | str, dtype: torch.dtype, seed: int = 0
+) -> None:
+    """Give a module built on the meta device tensors on ``device`` in ``dtype``, drawn there, so that no host copy exists.
+
+    Matrices are normal with variance 1 / fan-in, so that activations keep their size through any depth; vectors called
+    weight or gamma are ones, every other vector zeros. Buffers that are already real stay; a meta one is an error.
+    """
+    lost = [name for name, buffer in module.named_buffers() if buffer.is_meta]
+    if lost:
+        raise ValueError(f"buffers {quote(lost)} have no values; build them on the CPU by name")
+    source = torch.Generator(device).manual_seed(seed)
+    made: dict[nn.Parameter, nn.Parameter] = {}  # a tensor known under two names is made once
+    for owner in module.modules():
+        for name, value in list(owner.named_parameters(recurse=False)):
+            if value not in made:
+                fresh = torch.empty(value.shape, device=device, dtype=dtype)
+                if value.ndim > 1 and value.squeeze().ndim > 1:
+                    fresh.normal_(0.0, value[0].numel() ** -0.5, generator=source)
+                else:
+                    fresh.fill_(float(name in ("weight", "gamma")))
+                made[value] = nn.Parameter(fresh, requires_grad=False)
+            setattr(owner, name, made[value])
+    module.to(device)
 
 
 def compare_keys(path: Path, wanted: Mapping[str, tuple], got: Mapping[str, tuple]) -> None:
