@@ -132,7 +132,7 @@ def test_arrows_only_go_down():
         (
             "runtime.memory",
             "from runtime.engine import Engine",
-            "runtime.memory may import ['runtime.kernels', 'runtime.settings', 'runtime.types'], "
+            "runtime.memory may import ['runtime.kernels', 'runtime.settings', 'runtime.types', 'runtime.weights'], "
             "but imports runtime.engine (line 1)",
         ),
         (
