@@ -12,10 +12,16 @@ from typing import Any, NoReturn
 
 import runtime
 from runtime.output import OutputFile
-from runtime.settings import PRESETS, PROMPT_CHARACTERS, Settings, preset, setting_names
+from runtime.settings import (
+    MAX_PROMPTS,
+    PRESETS,
+    PROMPT_CHARACTERS,
+    Settings,
+    preset,
+    setting_names,
+)
 
 PROMPTS_FILE_BYTES = 4 * 2**20
-MAX_PROMPTS = 1000
 MAX_SCALE = 16
 SUFFIXES = ("", ".mp4", ".m4v")
 DASH = "a prompt that begins with '-' goes last, after '--'"

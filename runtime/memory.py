@@ -88,12 +88,11 @@ class KVPool:
                     f"KV block {block}: {wanted[block]} memories hold it, its count is {count}"
                 )
 
-    def write(self, layer: int, blocks: Sequence[int], k: Tensor, v: Tensor) -> None:
-        """Store one layer's rotated keys and values [B, S, H, D] into B blocks."""
+    def write(self, layer: int, blocks: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store one layer's rotated keys and values [B, S, H, D] into blocks [B] int64, all different."""
         layers = self.kv.shape[0] // 2
-        for row, block in enumerate(blocks):
-            self.kv[layer, block].copy_(k[row])
-            self.kv[layers + layer, block].copy_(v[row])
+        self.kv[layer].index_copy_(0, blocks, k)
+        self.kv[layers + layer].index_copy_(0, blocks, v)
 
     def merge_(self, target: int, source: int, evicted: int, how: Ema) -> None:
         """Block ``target`` becomes the EMA of blocks ``source`` and ``evicted``; target and source may be the same.

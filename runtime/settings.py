@@ -14,6 +14,7 @@ CHUNK_FRAMES = 3  # latent frames: the atom of noise, memory, window and reward
 MAX_CANDIDATES = 1024
 MAX_EXPANSIONS = 100  # seeds are seed + 1000 n + 100 b + i
 PROMPT_CHARACTERS = 4096
+MAX_PROMPTS = 1000  # asked for together
 LONGEST_SECONDS = 24 * 3600.0
 
 POLICIES = ("single", "best-of-n", "beam", "stream-t1", "halving")

@@ -21,15 +21,16 @@ def grown(decoding: Decoding, table: torch.Tensor) -> list[Trajectory]:
     for chunk in table:
         branches = branched(pool)
         newest = decoding.newest(branches, chunk)
-        frames, states = decoding.shown(branches, chunk, newest, range(len(pool)))
+        shown = decoding.shown(branches, chunk, newest, range(len(pool)))
         past = decoding.window_chunks - 1
         pool = [
             Trajectory(
-                decoder=state,
+                decoder=one.state,
+                scoring=one.scoring,
                 latents=(*parent.latents, row)[-past:],
-                frames=(*parent.frames, shown)[-past:],
+                frames=(*parent.frames, one.seen)[-past:],
             )
-            for parent, row, shown, state in zip(pool, chunk, frames, states, strict=True)
+            for parent, row, one in zip(pool, chunk, shown, strict=True)
         ]
     return pool
 
@@ -85,10 +86,10 @@ def test_what_is_shown_does_not_depend_on_what_the_rewards_saw(decoder, table, c
     decoding = Decoding(decoder, 3, cold=cold)
     branches = branched(grown(decoding, table[:-1]))
     newest = decoding.newest(branches, table[-1])
-    frames, states = decoding.shown(branches, table[-1], newest, [2, 0])
-    for row, got in zip([2, 0], frames, strict=True):
-        assert torch.allclose(got, whole(decoder, table, row)[-1], atol=1e-6)
-    assert len(states) == 2
+    shown = decoding.shown(branches, table[-1], newest, [2, 0])
+    for row, got in zip([2, 0], shown, strict=True):
+        assert torch.allclose(got.frames, whole(decoder, table, row)[-1], atol=1e-6)
+    assert len(shown) == 2
 
 
 def test_an_image_reward_sees_12_frames_of_a_chunk_in_the_paper_and_9_when_released(table):
@@ -137,6 +138,6 @@ def test_siblings_stream_on_from_one_untouched_state(decoder, table):
     for row in range(ROWS):
         alone = decoding.newest(siblings[:1], table[2, row : row + 1]).frames[0]
         assert torch.allclose(together[row], alone, atol=1e-6)
-    (_, state), _ = decoding.shown(siblings, table[2], decoding.newest(siblings, table[2]), [0, 1])
+    decoding.shown(siblings, table[2], decoding.newest(siblings, table[2]), [0, 1])
     again = decoding.newest(siblings, table[2]).frames
     assert torch.equal(again, together)

@@ -89,7 +89,7 @@ def test_the_papers_gate_looks_at_recent_chunks_and_the_released_one_at_all():
 def test_clips_reach_the_reward_with_their_place_in_any_batch(batch_rows):
     image = Noting()
     frames = torch.rand(5, 2, 3, 4, 4)
-    got = scorer(image, batch_rows=batch_rows).rate_images(frames, PLACE)
+    got = scorer(image, batch_rows=batch_rows).rate_images(frames, [slice(None)], [PLACE])
     assert torch.equal(got, frames.mean((1, 2, 3, 4)))
     assert torch.equal(torch.cat([clip.frames for clip in image.clips]), frames)
     assert {(c.prompt, c.fps, c.chunk) for c in image.clips} == {("a prompt", 16, 4)}
@@ -110,9 +110,9 @@ def test_a_reward_of_the_wrong_shape_is_named(answer, got):
     with pytest.raises(
         RuntimeError, match=rf"image reward: want one score per clip \[3\], got {got}"
     ):
-        scorer(image=Noting(answer)).rate_images(frames, PLACE)
+        scorer(image=Noting(answer)).rate_images(frames, [slice(None)], [PLACE])
     with pytest.raises(RuntimeError, match="video reward: want one score per clip"):
-        scorer(video=Noting(answer)).rate_videos(frames, PLACE)
+        scorer(video=Noting(answer)).rate_videos(frames, [slice(None)], [PLACE])
     with pytest.raises(RuntimeError, match="final reward: want one score per clip"):
         scorer().best(frames, PLACE, Noting(answer))
 
@@ -120,7 +120,7 @@ def test_a_reward_of_the_wrong_shape_is_named(answer, got):
 def test_wrong_shapes_that_add_up_are_still_wrong():
     image = Noting(torch.zeros(2), torch.zeros(0))
     with pytest.raises(RuntimeError, match=r"want one score per clip \[1\], got \[2\]"):
-        scorer(image, batch_rows=1).rate_images(torch.rand(2, 2, 3, 4, 4), PLACE)
+        scorer(image, batch_rows=1).rate_images(torch.rand(2, 2, 3, 4, 4), [slice(None)], [PLACE])
 
 
 @pytest.mark.parametrize(
