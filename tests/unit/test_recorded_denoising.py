@@ -133,9 +133,7 @@ def gpu_engine(graphs: str, chunks: int = 9) -> Engine:
     dit = small_dit("cuda", torch.bfloat16, "triton")
     noise = PhiloxNoise(torch.device("cuda"), torch.bfloat16, "triton")
     changes = {"run.graphs": graphs, "run.attention": "triton", "run.ops": "triton", **ROUTES}
-    return tiny_engine(
-        chunks, changes, dit=dit, noise=noise, image=Stub(), video=Stub(horizon=10)
-    )
+    return tiny_engine(chunks, changes, dit=dit, noise=noise, image=Stub(), video=Stub(horizon=10))
 
 
 @pytest.mark.gpu
