@@ -17,13 +17,14 @@ from runtime.emit import Emitter
 from runtime.grow import grow, grow_candidates
 from runtime.kernels.dispatch import implementation
 from runtime.lanes import Lanes
-from runtime.lines import Drawn, Line, Turn, Video, rows_in, spans_of
+from runtime.lines import Ahead, Drawn, Line, Turn, Video, rows_in, spans_of
 from runtime.memory import KVPool, Lease, MemoryKeeper, pool_blocks
 from runtime.parts import Parts, build_policy_of
-from runtime.plan import plan_chunk
+from runtime.remembering import Remembering
 from runtime.score import Place, Scorer
 from runtime.search import within_horizon
 from runtime.settings import CHUNK_FRAMES, MAX_PROMPTS, PROMPT_CHARACTERS, Settings
+from runtime.speculation import Speculation
 from runtime.telemetry import StageClock
 from runtime.types import (
     Candidate,
@@ -36,7 +37,6 @@ from runtime.types import (
     Slot,
     Trajectory,
     Watch,
-    take_rows,
 )
 
 UNJUDGED = Scores(math.nan, math.nan, math.nan)
@@ -62,7 +62,6 @@ class Engine:
         self.fps = generator.fps
         self.chunks = chunks_for(settings.seconds, generator.fps, generator.time_stride)
         self.policy = build_policy_of(settings)
-        self.clean_all = wasteful
         self.batch_prompts = run.prompts
         shape, dtype, device = generator.block_shape, generator.dtype, generator.device
         self.pool = KVPool(self._blocks(), shape, dtype, device, run.ops)
@@ -88,6 +87,8 @@ class Engine:
         self.drawing = Drawing(
             settings, parts, self.denoiser, self.decoding, self.scorer, self.clock
         )
+        self.remembering = Remembering(settings.memory, self.denoiser, self.keeper, wasteful)
+        self.speculation = Speculation(settings, self.drawing, self.denoiser, self.keeper)
 
     @property
     def implementations(self) -> dict[str, str]:
@@ -170,23 +171,22 @@ class Engine:
         """One turn: all lines after chunk ``index``, and what can be shown now."""
         stage = self.clock.stage
         places = [Place(line.video.prompt, self.fps, index, self.chunks) for line in lines]
-        with stage("memory"):
-            lines = [self._make_room(line) for line in lines]
-        drawn = self.drawing.draw(lines, places, index)
+        lines, drawn = self._next(lines, places, index)
         with stage("decode"):
             newest = self.decoding.newest(drawn.branches, drawn.latents)
-        verdicts = self._judge(drawn, newest, places)
+        verdicts, ahead = self._judge(lines, drawn, newest, places)
         with stage("select"):
             pools = [
                 grow_candidates(drawn.branches[s], drawn.noise[s], drawn.latents[s], verdicts[s])
                 for s in drawn.spans
             ]
             kept = [self.policy.select(pool) for pool in pools]
-        rows = rows_in(drawn.spans, kept)
+            rows = rows_in(drawn.spans, kept)
+            ahead = ahead and self.speculation.checked(ahead, rows, lines[0].video.lease)
         with stage("decode"):
             shown = self.decoding.shown(drawn.branches, drawn.latents, newest, rows)
         with stage("memory"):
-            memories = self._remember(lines, drawn, verdicts, rows, index)
+            memories = self._remember(lines, drawn, verdicts, rows, index, ahead)
         with stage("emit"):
             turns = [
                 self._settle(line, pool, best, memories[s], shown[s], index)
@@ -196,28 +196,47 @@ class Engine:
             ]
         self._tell(turns, drawn.spans, index, newest.frames)
         settled = [pair for turn in turns for pair in _numbered(turn.video, turn.settled)]
-        return [Line(turn.video, turn.rest) for turn in turns], settled
+        if ahead and len(turns[0].survivors) < len(rows):  # the horizon had a word, too
+            ahead = self.speculation.forget(ahead, lines[0].video.lease)
+        return [Line(turn.video, turn.rest, ahead) for turn in turns], settled
 
-    def _make_room(self, line: Line) -> Line:
-        return replace(line, survivors=self.keeper.make_room(line.survivors, line.video.lease))
+    def _next(
+        self, lines: Sequence[Line], places: Sequence[Place], index: int
+    ) -> tuple[list[Line], Drawn]:
+        """The lines with room for another chunk, and its candidates."""
+        if lines[0].ahead is not None:
+            line, drawn = self.speculation.adopt(lines[0])
+            return [line], drawn
+        with self.clock.stage("memory"):
+            make_room = self.keeper.make_room
+            lines = [replace(x, survivors=make_room(x.survivors, x.video.lease)) for x in lines]
+        return lines, self.drawing.draw(lines, places, index)
 
     def _judge(
-        self, drawn: Drawn, newest: Newest, places: Sequence[Place]
-    ) -> list[tuple[Scores, Route]]:
-        """Scores and route of every candidate. The two rewards see the same frames and need not wait for each other."""
-        branches, latents, spans = drawn.branches, drawn.latents, drawn.spans
+        self, lines: Sequence[Line], drawn: Drawn, newest: Newest, places: Sequence[Place]
+    ) -> tuple[list[tuple[Scores, Route]], Ahead | None]:
+        """Scores and route of every candidate, and what was begun meanwhile.
+
+        The two rewards see the same frames and need not wait for each other.
+        """
+        branches, spans, last = drawn.branches, drawn.spans, places[0].chunk == self.chunks - 1
         if not self.policy.judges:
-            return [(UNJUDGED, Route.DISCARD)] * len(branches)
+            return [(UNJUDGED, Route.DISCARD)] * len(branches), None
         stage, beside = self.clock.stage, self.lanes.beside
-        with beside("image reward"), stage("image reward"):
-            shorts = self.scorer.rate_images(newest.frames, spans, places)
         with stage("decode"):
-            window = self.decoding.window(branches, latents, newest)
+            window = self.decoding.window(branches, drawn.latents, newest)
         with beside("video reward"), stage("video reward"):
             longs = self.scorer.rate_videos(window, spans, places)
+        with beside("image reward"), stage("image reward"):
+            shorts = self.scorer.rate_images(newest.frames, spans, places)
+        ahead = None
+        if self.settings.run.speculate and not last:
+            with beside("video reward"):
+                early = self.scorer.on_host(longs)
+            ahead = self.speculation.begin(lines[0], drawn, early, places[0])
         self.lanes.join()
         with stage("select"):
-            return self.scorer.decide(branches, shorts, longs, places[0])
+            return self.scorer.decide(branches, shorts, longs, places[0]), ahead
 
     def _remember(
         self,
@@ -226,40 +245,15 @@ class Engine:
         verdicts: Sequence[tuple[Scores, Route]],
         kept: Sequence[int],
         index: int,
+        ahead: Ahead | None,
     ) -> list[Memory]:
-        """The memory of each kept row: its parent's, and a new block that the clean pass writes.
-
-        Only survivors need the pass, and none after the last chunk; the released schedule runs it for every candidate.
-        """
-        leases = [
-            line.video.lease
-            for line, s in zip(lines, drawn.spans, strict=True)
-            for _ in range(s.start, s.stop)
-        ]
-        parents = {row: drawn.branches[row].parent.memory for row in kept}
-        for row, memory in parents.items():
-            leases[row].hold(memory)
-        blocks: dict[int, int] = {}
+        """The memory of each kept row: its parent's, and a new block that the clean pass writes; none after the last."""
+        slots: list[Slot] = []
         if index < self.chunks - 1 or self.settings.memory.keep_last:
-            rows = range(len(drawn.branches)) if self.clean_all else kept
-            blocks = {row: leases[row].allocate() for row in rows}
-            branches = [drawn.branches[row] for row in blocks]
-            plan = plan_chunk(branches, index, self.settings.memory, tuple(blocks.values()))
-            texts = [drawn.texts[row] for row in blocks]
-            self.denoiser.clean(plan, take_rows(drawn.latents, list(blocks)), texts)
-        slots = {
-            row: Slot(block, index * CHUNK_FRAMES, verdicts[row][1])
-            for row, block in blocks.items()
-        }
-        for row in blocks.keys() - parents.keys():
-            leases[row].drop([slots[row]])
-        for line in lines:
-            for history in line.survivors:
-                line.video.lease.drop(history.memory.slots)
-        return [
-            self.keeper.remember(memory, slots[row], index) if slots else memory
-            for row, memory in parents.items()
-        ]
+            written = dict(zip(ahead.rows, ahead.blocks, strict=True)) if ahead else {}
+            slots = self.remembering.write(lines, drawn, verdicts, kept, index, written)
+        memories = self.remembering.inherit(lines, drawn, kept)
+        return self.remembering.extend(memories, slots, index) if slots else memories
 
     def _settle(
         self,
@@ -325,11 +319,13 @@ class Engine:
         return survivors[self.scorer.best(frames, place, self.parts.final)]
 
     def _blocks(self) -> int:
-        search = self.settings.search
-        spare = search.histories * search.expansions if self.clean_all else 0
-        return self.batch_prompts * (
-            pool_blocks(self.settings.memory, self.policy.histories) + spare
-        )
+        run, search = self.settings.run, self.settings.search
+        each = pool_blocks(self.settings.memory, self.policy.histories)
+        if run.schedule == "released":
+            each += search.histories * search.expansions
+        if run.speculate:
+            each += 2 * search.histories  # new blocks, and sinks merged on trial
+        return self.batch_prompts * each
 
 
 def _events(numbered: Iterator[tuple[int, ChunkEvent]]) -> Iterator[ChunkEvent]:

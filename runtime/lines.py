@@ -10,7 +10,7 @@ from torch import Tensor
 from runtime.emit import Emitter
 from runtime.generators.wan import TextContext
 from runtime.memory import Lease
-from runtime.types import Branch, Candidate, ChunkEvent, Trajectory, Watch
+from runtime.types import Branch, Candidate, ChunkEvent, Memory, Trajectory, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,6 @@ class Video:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One video between two chunks."""
-
-    video: Video
-    survivors: tuple[Trajectory, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Drawn:
     """Candidates of all lines in one batch, denoised."""
 
@@ -42,6 +34,25 @@ class Drawn:
     texts: tuple[TextContext, ...]  # of each row
     noise: Tensor  # [B, F, C, h, w]
     latents: Tensor  # [B, F, C, h, w]
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A chunk's candidates, begun before it was known who survives the chunk before: right if ``rows`` of that do."""
+
+    rows: tuple[int, ...]  # best first
+    blocks: tuple[int, ...]  # with their keys and values
+    memories: tuple[Memory, ...]  # of the rows, with room for the chunk; held by the line's lease
+    drawn: Drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One video between two chunks."""
+
+    video: Video
+    survivors: tuple[Trajectory, ...]
+    ahead: Ahead | None = None  # what these survivors' next chunk begins with, if it has begun
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,14 +165,23 @@ class MemoryKeeper:
             self.storage = "released" if released else "fp32_shadow"
         self.seed = seed  # of the stochastic rounding
 
-    def make_room(self, survivors: Sequence[Trajectory], lease: Lease) -> tuple[Trajectory, ...]:
-        """Every survivor whose window is full lets its oldest chunk go by its route, once per history."""
+    def make_room(
+        self, survivors: Sequence[Trajectory], lease: Lease, trial: bool = False
+    ) -> tuple[Trajectory, ...]:
+        """Every survivor whose window is full lets its oldest chunk go by its route, once per history.
+
+        On ``trial`` the histories before may yet go on in another way, and shadows of their sinks are kept for that.
+        """
         merged: dict[tuple[int, int], int] = {}
         after = tuple(replace(s, memory=self._room(s.memory, lease, merged)) for s in survivors)
-        # What is no longer the latest sink of any history is never merged into again.
-        for block in _latest_sinks(survivors) - _latest_sinks(after):
-            self.pool.shadows.pop(block, None)
+        if not trial:
+            self.forget_shadows(survivors, after)
         return after
+
+    def forget_shadows(self, before: Sequence[Trajectory], after: Sequence[Trajectory]) -> None:
+        """What is no longer the latest sink of any history is never merged into again."""
+        for block in _latest_sinks(before) - _latest_sinks(after):
+            self.pool.shadows.pop(block, None)
 
     def _room(self, memory: Memory, lease: Lease, merged: dict[tuple[int, int], int]) -> Memory:
         if len(memory.window) < self.settings.window_chunks:

@@ -60,12 +60,17 @@ class Scorer:
 
     def rate_drafts(self, frames: Tensor, place: Place) -> list[float]:
         """Image reward of unfinished candidates, [B, T, 3, H, W] -> B numbers on the host, for an early choice."""
-        return self._rate(self.image, frames, place, "draft").double().cpu().tolist()
+        return self.on_host(self._rate(self.image, frames, place, "draft"))
+
+    @staticmethod
+    def on_host(scores: Tensor) -> list[float]:
+        """Scores [B] as numbers, as soon as the current stream has them."""
+        return scores.double().cpu().tolist()
 
     def best(self, frames: Tensor, place: Place, model: RewardModel | None = None) -> int:
         """The row of whole videos [K, T, 3, H, W] that ``model`` (default: the video reward) likes most, the earliest
         of equals; a score that is not finite never wins unless none is."""
-        scores = self._rate(model or self.video, frames, place, "final").double().cpu().tolist()
+        scores = self.on_host(self._rate(model or self.video, frames, place, "final"))
         return max(
             range(len(scores)), key=lambda row: (math.isfinite(scores[row]), scores[row], -row)
         )

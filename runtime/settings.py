@@ -228,6 +228,16 @@ class Settings:
                 f"seconds: want a length in (0, {LONGEST_SECONDS:.0f}], got {self.seconds}"
             )
 
+        if self.run.speculate:
+            self._check_speculation()
+
+    def _check_speculation(self) -> None:
+        if self.run.schedule == "released" or self.run.prompts != 1:
+            raise ValueError(
+                "run.speculate: wants run.schedule='survivors' and run.prompts=1, "
+                f"got {self.run.schedule!r} and {self.run.prompts}"
+            )
+
     @property
     def released(self) -> bool:
         return self.fidelity == "released"

@@ -49,6 +49,8 @@ HALVES = {
     "runtime.parts",
     "runtime.lines",
     "runtime.drawing",
+    "runtime.remembering",
+    "runtime.speculation",
 }  # of the engine, too long for one file
 DOORS = {"runtime.__init__", "runtime.__main__", "runtime.arguments", "runtime.serve"}
 # Everything may be imported here, and nothing of it in runtime/, doors included.

@@ -141,3 +141,47 @@ def test_siblings_stream_on_from_one_untouched_state(decoder, table):
     decoding.shown(siblings, table[2], decoding.newest(siblings, table[2]), [0, 1])
     again = decoding.newest(siblings, table[2]).frames
     assert torch.equal(again, together)
+
+
+class Half(Echo):
+    """A cheaper decoder: other frames, a state of another kind."""
+
+    def decode(self, latents, state):
+        frames, after = super().decode(0.5 * latents, None if state is None else state["echo"])
+        return frames, {"echo": after}
+
+    def rows(self, state, rows):
+        return {"echo": super().rows(state["echo"], rows)}
+
+    def stack(self, states):
+        if states[0] is None:
+            return None
+        return {"echo": super().stack([state["echo"] for state in states])}
+
+
+def test_rewards_may_see_another_decoder_and_the_viewer_never_does(table):
+    """Both go on from states of their own, whatever was kept before."""
+    full, cheap = Echo(), Half()
+    decoding = Decoding(full, 3, cold=False, scoring=cheap)
+    pool = grown(decoding, table[:-1])
+    branches = branched([pool[2], pool[0], pool[1]])
+    latents = table[-1][[2, 0, 1]]
+    newest = decoding.newest(branches, latents)
+    window = decoding.window(branches, latents, newest)
+    shown = decoding.shown(branches, latents, newest, [1, 0])
+    for row, source in enumerate((2, 0, 1)):
+        want = whole(cheap, table, source)
+        assert torch.equal(newest.frames[row], want[-1])
+        assert torch.equal(window[row], torch.cat(want[-3:]))
+    for one, source in zip(shown, (0, 2), strict=True):
+        assert torch.equal(one.frames, whole(full, table, source)[-1])
+        assert torch.equal(one.seen, whole(cheap, table, source)[-1])
+
+
+def test_a_preview_is_the_first_frame_of_a_video_that_begins_there(decoder, table):
+    decoding = Decoding(decoder, 3, cold=False, batch_rows=2)
+    frames = decoding.preview(table[0])
+    assert frames.shape[:2] == (ROWS, 1)
+    for row in range(ROWS):
+        want, _ = decoder.decode(table[0, row : row + 1, -1:], None)
+        assert torch.allclose(frames[row], want[0], atol=1e-6)

@@ -140,3 +140,29 @@ def test_the_final_choice_passes_over_what_is_not_finite(scores, best):
     frames = torch.rand(len(scores), 2, 3, 4, 4)
     assert scorer(video=ByRow(lambda chunk, rows: scores)).best(frames, PLACE) == best
     assert scorer().best(frames, PLACE, ByRow(lambda chunk, rows: scores)) == best
+
+
+@pytest.mark.parametrize(
+    ("stride", "seen"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (4, [0, 4]), (9, [4])]
+)
+def test_the_image_reward_sees_every_nth_frame_and_the_last(stride, seen):
+    image, video = Noting(), Noting()
+    frames = torch.arange(5.0).view(1, 5, 1, 1, 1).expand(2, 5, 3, 4, 4)
+    reward = RewardSettings(stride=stride)
+    room = Scorer(image, video, reward, MemorySettings(), False)
+    room.rate_images(frames, [slice(None)], [PLACE])
+    room.rate_videos(frames, [slice(None)], [PLACE])
+    assert image.clips[0].frames[0, :, 0, 0, 0].tolist() == seen
+    assert torch.equal(video.clips[0].frames, frames)
+
+
+def test_rows_of_two_videos_reach_the_reward_with_their_own_prompt():
+    image = Noting()
+    frames = torch.rand(5, 2, 3, 4, 4)
+    other = Place("another prompt", 16, 4, 11)
+    got = scorer(image).rate_images(frames, [slice(0, 3), slice(3, 5)], [PLACE, other])
+    assert torch.equal(got, frames.mean((1, 2, 3, 4)))
+    assert [(c.prompt, len(c.frames)) for c in image.clips] == [
+        ("a prompt", 3),
+        ("another prompt", 2),
+    ]
