@@ -197,7 +197,8 @@ class Engine:
         self._tell(turns, drawn.spans, index, newest.frames)
         settled = [pair for turn in turns for pair in _numbered(turn.video, turn.settled)]
         if ahead and len(turns[0].survivors) < len(rows):  # the horizon had a word, too
-            ahead = self.speculation.forget(ahead, lines[0].video.lease)
+            self.speculation.forget(ahead, lines[0].video.lease)
+            ahead = None
         return [Line(turn.video, turn.rest, ahead) for turn in turns], settled
 
     def _next(
