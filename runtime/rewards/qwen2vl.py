@@ -31,24 +31,37 @@ class Qwen2VLConfig:
 
     @staticmethod
     def read(table: Mapping[str, Any]) -> Qwen2VLConfig:
-        """From the published JSON, whose other entries are no concern of ours. ValueError names a missing or wrong one."""
-        seen = table.get("vision_config", {})
-        if not isinstance(seen, Mapping):
-            raise ValueError(f"vision_config: want an object, got {type(seen).__name__}")
+        """From the published JSON, whose other entries are no concern of ours. ValueError names a missing or wrong one.
+
+        Newer files keep the decoder's sizes in ``text_config`` and its theta in ``rope_parameters``; both forms are read.
+        """
+        text, vision = _object(table, "text_config"), _object(table, "vision_config")
+        text = {**table, **text}
+        text = {**_object(text, "rope_parameters"), **text}
         missing = [
             field.name
             for field in fields(DecoderConfig)
-            if field.default is MISSING and field.name not in table
+            if field.default is MISSING and field.name not in text
         ]
         if missing:
             raise ValueError(f"missing {', '.join(missing)}")
-        return Qwen2VLConfig(DecoderConfig(**_known(DecoderConfig, table)), VisionConfig(**_known(VisionConfig, seen)))  # fmt: skip
+        return Qwen2VLConfig(
+            DecoderConfig(**_known(DecoderConfig, text)),
+            VisionConfig(**_known(VisionConfig, vision)),
+        )
 
     def flops(self, text_tokens: int, pictures: int, patches: int, back: tuple[int, ...]) -> int:
         """Of one row with ``pictures`` of ``patches`` each, read out ``back`` tokens before its last; without the head."""
         length = text_tokens + pictures * patches // MERGE**2
         look = pictures * self.vision.flops(patches, self.text.hidden_size)
         return look + self.text.flops(length, tuple(length - steps for steps in back))
+
+
+def _object(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = table.get(name) or {}
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{name}: want an object, got {type(part).__name__}")
+    return part
 
 
 def _known(kind: type, table: Mapping[str, Any]) -> dict[str, Any]:

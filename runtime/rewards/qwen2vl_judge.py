@@ -90,7 +90,7 @@ class Judge:
         """From ``folder``: model.safetensors, config.json, tokenizer.json, rubric.txt. ValueError names file and key.
 
         config.json is that of the published backbone with the checkpoint's vocab_size; it may also set min_pixels,
-        max_pixels and, for VideoAlign, output_dim. The checkpoint has LoRA merged and no vocabulary head.
+        max_pixels and, for VideoAlign, output_dim. The checkpoint has LoRA merged; its vocabulary head is not read.
         """
         path = folder / "config.json"
         table = read_config(path)
@@ -105,7 +105,7 @@ class Judge:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         script = Rubric(folder, kind.marks, config.text.vocab_size)
-        load_weights_(net, folder / "model.safetensors")
+        load_weights_(net, folder / "model.safetensors", unused=("lm_head.weight",))
         net.visual.to(device, dtype)
         net.model.to(device, dtype)
         net.rm_head.to(device, kind.head_dtype or dtype)

@@ -56,7 +56,7 @@ def sampled_frames(frames: int, fps: int) -> tuple[int, ...]:
         )
     wanted = max(SAMPLES_PER_SECOND * frames / fps, LEAST_SAMPLES)
     count = 2 * round(min(wanted, frames // 2 * 2) / 2)  # a half goes to the even number of pairs
-    # float32 and halves to even, as the published code does it, so that no index differs by rounding
+    # In float32, as the published code does it, so that no index differs by rounding.
     return tuple(int(index) for index in torch.linspace(0, frames - 1, count).round())
 
 
