@@ -1,12 +1,19 @@
 """Our Qwen2-VL against transformers' on small random sizes: the vision tower, the decoder and the two together."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from runtime.kernels.reward_patches import PatchFormat, reward_patches
+from runtime.rewards import load_reward
 from runtime.rewards.qwen2vl import Qwen2VL, Qwen2VLConfig, Words
 from runtime.rewards.qwen2vl_text import DecoderConfig
 from runtime.rewards.qwen2vl_vision import PATCH_VALUES, VisionConfig
+from runtime.types import Clip
 from runtime.weights import fill_random_
+from tests.reward_folder import KINDS, byte_tokeniser, random_net, write_folder
 from tests.tiny import generator_of, scrambled
 
 transformers = pytest.importorskip("transformers")
@@ -111,6 +118,56 @@ def test_the_whole_network_is_the_stock_one_and_the_head_at_the_read_out_tokens(
     at = [len(before) + pictures * 6 + place for place in (1, 4)]
     words = Words(torch.tensor(before), torch.tensor(after), torch.tensor([1, 4]))
     assert close(ours(pixels, grid, words), ours.rm_head(want[:, at]))
+
+
+@torch.no_grad()
+def test_a_checkpoint_that_transformers_saved_scores_as_its_hidden_states_say(tmp_path):
+    """Its config.json and its tensors under their own names, the reward's head added; the vocabulary's is left."""
+    folder = write_folder(tmp_path, "hpsv3") / "hpsv3"
+    tokeniser = byte_tokeniser(("<|Reward|>",))
+    table = json.loads((folder / "config.json").read_text())
+    section = table["hidden_size"] // table["num_attention_heads"] // 2
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 5e5,  # not the default, so that it must be found
+        "mrope_section": [section - 2, 1, 1],
+    }
+    names = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+    )
+    text = {name: table[name] for name in (*names.split(), "vocab_size")} | {
+        "rope_parameters": rope
+    }
+    vision = {**table["vision_config"], "hidden_size": table["hidden_size"]}
+    vocabulary = table["vocab_size"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stock = modeling.Qwen2VLForConditionalGeneration(
+            transformers.Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=0)
+        ).eval()
+    bounds = {name: table[name] for name in ("min_pixels", "max_pixels")}
+    head = random_net(KINDS["hpsv3"], table).rm_head
+    stock.save_pretrained(tmp_path / "saved")
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    save_file(saved | {f"rm_head.{k}": v for k, v in head.state_dict().items()}, folder / "model.safetensors")  # fmt: skip
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | bounds))
+    reward = load_reward("hpsv3", "cpu", str(tmp_path))
+    frames = torch.rand(1, 1, 3, 60, 90, generator=generator_of(3))
+    ids = reward.judge.script.ids("a cat")
+    visual = stock.model.visual(
+        reward_patches(frames[0], PatchFormat(56, 84, dtype=torch.float32)),
+        grid_thw=torch.tensor([[1, 4, 6]]),
+    ).pooler_output
+    before, after = (
+        stock.get_input_embeddings()(torch.tensor(part)) for part in (ids.before, ids.after)
+    )
+    embedded = torch.cat((before, visual, after))[None]
+    positions = torch.arange(embedded.shape[1]).expand(3, 1, -1)
+    hidden = stock.model.language_model(inputs_embeds=embedded, position_ids=positions)
+    want = head(hidden.last_hidden_state[:, -1])[:, 0]
+    assert ids.after[-1] == tokeniser.token_to_id("<|Reward|>") == vocabulary - 1
+    assert torch.allclose(reward.score(Clip(frames, "a cat", 16, 0)), want, atol=1e-5)
 
 
 @torch.no_grad()
