@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from runtime.kernels.reward_patches import PatchFormat, reward_patches_reference
-from runtime.rewards import load_reward
+from runtime.rewards import hpsv3, load_reward
 from runtime.rewards.hpsv3 import KIND, HPSv3
-from runtime.rewards.qwen2vl import Qwen2VL, Words
+from runtime.rewards.qwen2vl import Qwen2VL, Qwen2VLConfig, Words
 from runtime.rewards.qwen2vl_judge import Judge
 from runtime.rewards.qwen2vl_vision import PATCH_VALUES
 from runtime.rewards.qwen2vl_words import BEFORE, Filler
@@ -68,6 +68,24 @@ def test_a_score_does_not_depend_on_how_the_batch_is_cut(reward, rows):
     alone = torch.cat([reward.score(replace(some, frames=row[None])) for row in some.frames])
     assert torch.allclose(again, alone, atol=1e-5)
     assert torch.equal(HPSv3(reward.judge, rows).score(some), again)
+
+
+@pytest.mark.parametrize(("rows", "batches"), [(0, [12]), (5, [5, 5, 2]), (16, [12])])
+def test_no_forward_pass_takes_more_rows_than_it_may(reward, monkeypatch, rows, batches):
+    seen = []
+    visual = reward.judge.net.visual
+    look = visual.forward
+    monkeypatch.setattr(visual, "forward", lambda x, grid: seen.append(len(x)) or look(x, grid))
+    HPSv3(reward.judge, rows).score(clip())
+    assert seen == batches
+
+
+@pytest.mark.parametrize(
+    ("size", "want"),
+    [((480, 832), (336, 588)), ((96, 96), (448, 448)), ((720, 1280), (336, 588))],
+)
+def test_frames_of_any_size_become_about_200_thousand_pixels(size, want):
+    assert KIND.pixels.size(*size) == want
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -135,14 +153,31 @@ def test_at_full_size_nine_frames_are_910_tokens_each_and_about_120_teraflops():
     assert reward.nbytes == pytest.approx(15.5e9, rel=0.01)
 
 
-def test_random_weights_score_and_do_so_again():
+def test_random_weights_score_and_do_so_again(monkeypatch):
     """The path of reward.weights = "random", at a size that a test can afford."""
-    small = replace(KIND, config=replace(KIND.config, text=replace(KIND.config.text, hidden_size=56, intermediate_size=8, num_hidden_layers=2), vision=replace(KIND.config.vision, depth=1, embed_dim=64)), filler_tokens=128)  # fmt: skip
-    one, other = (HPSv3(Judge.random(small, "cpu", torch.float32)) for _ in range(2))
+    text = replace(KIND.config.text, hidden_size=56, intermediate_size=8, num_hidden_layers=2)
+    vision = replace(KIND.config.vision, depth=1, embed_dim=64)
+    small = replace(KIND, config=Qwen2VLConfig(text, vision), filler_tokens=128)
+    monkeypatch.setattr(hpsv3, "KIND", small)
+    one, other = (load_reward("hpsv3", weights="random", dtype=torch.bfloat16) for _ in range(2))
     some = clip(2, 1)
     assert one.score(some).isfinite().all()
     assert torch.equal(one.score(some), other.score(some))
-    assert {p.dtype for p in one.judge.net.rm_head.parameters()} == {torch.float32}
+    assert one.judge.net.dtype == torch.bfloat16
+    assert {value.dtype for value in one.judge.net.rm_head.parameters()} == {torch.float32}
+
+
+@pytest.mark.gpu
+def test_at_full_size_sixteen_frames_at_a_time_bound_the_memory():
+    """Four candidates of a chunk at 832x480, random weights: 15.5 GB of them, and what a forward pass adds."""
+    reward = load_reward("hpsv3", "cuda", "random", torch.bfloat16)
+    frames = torch.rand(4, 12, 3, 480, 832, device="cuda", dtype=torch.bfloat16)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    scores = reward.score(Clip(frames, PROMPT, 16, 0))
+    assert scores.shape == (4,) and scores.isfinite().all()
+    assert reward.nbytes <= before < reward.nbytes + 1e9
+    assert torch.cuda.max_memory_allocated() - before < 4e9
 
 
 def test_without_weights_it_says_where_they_come_from(tmp_path):

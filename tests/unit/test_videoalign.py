@@ -89,6 +89,20 @@ def test_a_score_is_the_sum_of_three_normalised_outputs_each_at_its_token(reward
     assert want.std(0).min() > 1e-3
 
 
+def test_outputs_of_zero_score_what_the_published_constants_say(reward, monkeypatch):
+    head = reward.judge.net.rm_head
+    monkeypatch.setattr(head, "forward", lambda x: torch.zeros(*x.shape[:-1], head.out_features))
+    want = -(3.6757 / 2.2476 + 1.1646 / 1.3811 + 2.8105 / 2.5121)
+    assert reward.score(clip()).tolist() == pytest.approx([want] * 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "want"), [((480, 832), (336, 588)), ((96, 96), (336, 336)), ((336, 336), (336, 336))]
+)
+def test_frames_keep_their_size_within_the_bounds(size, want):
+    assert KIND.pixels.size(*size) == want
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_a_score_does_not_depend_on_how_the_batch_is_cut(reward, rows):
     some = clip()
