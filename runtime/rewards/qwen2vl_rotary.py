@@ -16,7 +16,7 @@ MERGE = 2  # patches a side that become one token
 
 
 class Turn(NamedTuple):
-    """By how much every position turns its D channels: cosines and sines, each [S, D]."""
+    """By how much every position turns its D channels: cosines and sines, each [S, D], the first half of the sines negative."""
 
     cos: Tensor
     sin: Tensor
@@ -28,9 +28,8 @@ class Turn(NamedTuple):
 
 def rotate(x: Tensor, turn: Turn) -> Tensor:
     """x [N, H, S, D], channel i paired with channel i + D / 2, turned in the precision of the table -> x's dtype."""
-    wide = x.to(turn.cos.dtype)
-    low, high = wide.chunk(2, dim=-1)
-    return (wide * turn.cos + torch.cat((-high, low), dim=-1) * turn.sin).to(x.dtype)
+    partners = x.roll(x.shape[-1] // 2, -1)
+    return torch.addcmul(x * turn.cos, partners, turn.sin).to(x.dtype)
 
 
 @functools.lru_cache(maxsize=64)
@@ -39,7 +38,7 @@ def token_turns(
 ) -> Turn:
     """Positions 0 to ``length`` on one axis, as these rewards were trained; rounded to ``dtype`` as published."""
     angles = _angles(torch.arange(length, device=device), head_dim, theta)
-    return Turn(*(torch.cat((part, part), 1).to(dtype) for part in (angles.cos(), angles.sin())))
+    return _turn(angles, dtype)
 
 
 @functools.lru_cache(maxsize=64)
@@ -50,7 +49,12 @@ def patch_turns(rows: int, columns: int, head_dim: int, device: torch.device) ->
     half = torch.cat(
         [_angles(_grouped(axis), head_dim // 2, PATCH_THETA) for axis in (down, across)], 1
     )  # [P, D / 2]
-    return Turn(*(torch.cat((part, part), 1) for part in (half.cos(), half.sin())))
+    return _turn(half, torch.float32)
+
+
+def _turn(angles: Tensor, dtype: torch.dtype) -> Turn:
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return Turn(torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1))
 
 
 def _angles(positions: Tensor, channels: int, theta: float) -> Tensor:

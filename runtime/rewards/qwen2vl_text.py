@@ -113,7 +113,9 @@ class DecoderMLP(nn.Module):
         self.down_proj = nn.Linear(inner, wide, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        # In place, for these are the largest tensors of the model.
+        opened = F.silu(self.gate_proj(x), inplace=True)
+        return self.down_proj(opened.mul_(self.up_proj(x)))
 
 
 class DecoderLayer(nn.Module):

@@ -107,8 +107,9 @@ class VisionMLP(nn.Module):
         self.fc2 = nn.Linear(config.mlp_ratio * config.embed_dim, config.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        # In place, for these are the largest tensors of the tower.
         x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(x.mul_((1.702 * x).sigmoid_()))
 
 
 class VisionBlock(nn.Module):

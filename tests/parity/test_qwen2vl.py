@@ -1,5 +1,6 @@
 """Our Qwen2-VL against transformers' on small random sizes: the vision tower, the decoder and the two together."""
 
+import copy
 import json
 
 import pytest
@@ -118,6 +119,30 @@ def test_the_whole_network_is_the_stock_one_and_the_head_at_the_read_out_tokens(
     at = [len(before) + pictures * 6 + place for place in (1, 4)]
     words = Words(torch.tensor(before), torch.tensor(after), torch.tensor([1, 4]))
     assert close(ours(pixels, grid, words), ours.rm_head(want[:, at]))
+
+
+@torch.no_grad()
+def test_in_bfloat16_it_is_no_further_from_the_truth_than_the_stock_model(ours, stock):
+    """Root mean square errors over all outputs, against float64; a tenth more is one rounding more or less."""
+    pixels, ids = patches(8, (6, 4)), torch.randint(0, IMAGE, (8, 40), generator=generator_of(2))
+    positions = torch.arange(40).expand(3, 8, -1)
+    exact, narrow, rival = (
+        copy.deepcopy(net).to(dtype)
+        for net, dtype in ((ours, torch.float64), (ours, torch.bfloat16), (stock, torch.bfloat16))
+    )
+
+    def read(net, dtype):
+        at = torch.arange(40)
+        return net.visual(pixels.to(dtype), (6, 4)), net.model(net.model.embed_tokens(ids), at)
+
+    grids = torch.tensor([[8, 6, 4]])
+    theirs = (
+        rival.visual(pixels.flatten(0, 1).bfloat16(), grid_thw=grids).pooler_output.unflatten(0, (8, -1)),
+        rival.language_model(input_ids=ids, position_ids=positions).last_hidden_state,
+    )  # fmt: skip
+    for truth, mine, other in zip(read(exact, torch.float64), read(narrow, torch.bfloat16), theirs, strict=True):  # fmt: skip
+        mine_off, other_off = ((x.double() - truth).square().mean().sqrt() for x in (mine, other))
+        assert 0 < mine_off < 1.1 * other_off
 
 
 @torch.no_grad()
