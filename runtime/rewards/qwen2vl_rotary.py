@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 PATCH_THETA = 10_000.0
+TABLE_STEP = 1024  # positions
 MERGE = 2  # patches a side that become one token
 
 
@@ -32,16 +33,23 @@ def rotate(x: Tensor, turn: Turn) -> Tensor:
     return torch.addcmul(x * turn.cos, partners, turn.sin).to(x.dtype)
 
 
-@functools.lru_cache(maxsize=64)
 def token_turns(
     length: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device
 ) -> Turn:
     """Positions 0 to ``length`` on one axis, as these rewards were trained; rounded to ``dtype`` as published."""
-    angles = _angles(torch.arange(length, device=device), head_dim, theta)
-    return _turn(angles, dtype)
+    whole = _token_table(-(-length // TABLE_STEP) * TABLE_STEP, head_dim, theta, dtype, device)
+    return Turn(whole.cos[:length], whole.sin[:length])
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
+def _token_table(
+    length: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device
+) -> Turn:
+    """Kept for good, as a captured graph holds its addresses; few lengths, so that prompts do not fill the memory."""
+    return _turn(_angles(torch.arange(length, device=device), head_dim, theta), dtype)
+
+
+@functools.cache
 def patch_turns(rows: int, columns: int, head_dim: int, device: torch.device) -> Turn:
     """Half the pairs turn with a patch's row, half with its column; float32. Patches in the order of their 2 x 2 groups."""
     down = torch.arange(rows, device=device)[:, None].expand(rows, columns)

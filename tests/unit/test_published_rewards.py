@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from runtime.rewards import PUBLISHED, load_reward
+from runtime.rewards.qwen2vl_rotary import token_turns
 from runtime.types import Clip
 from tests.reward_folder import write_folder
 from tests.tiny import generator_of, tiny_engine, tiny_vae
@@ -62,6 +63,19 @@ def test_what_was_prepared_can_be_asked_again(folder, name):
     parts = first.view(4, -1)
     want = parts.mean(1) if name == "hpsv3" else parts.sum(1)
     assert torch.equal(reward.score(clip()), want)
+
+
+@pytest.mark.parametrize("length", [1, 1023, 1024, 1025, 2714])
+def test_tables_of_any_length_are_one_table(length):
+    """Prompts of many lengths share memory, and what a graph captured stays where it is."""
+    place = 8, 1e6, torch.float32, torch.device("cpu")
+    turn, again = (token_turns(length, *place) for _ in range(2))
+    angles = torch.arange(length)[:, None] / 1e6 ** (torch.arange(4) / 4)
+    assert torch.allclose(turn.cos, torch.cat((angles.cos(), angles.cos()), 1), atol=1e-6)
+    assert torch.allclose(turn.sin, torch.cat((-angles.sin(), angles.sin()), 1), atol=1e-6)
+    assert turn.cos.data_ptr() == again.cos.data_ptr()
+    shared = token_turns(1, *place).cos.data_ptr() == turn.cos.data_ptr()
+    assert shared == (length <= 1024)
 
 
 @pytest.mark.gpu
