@@ -294,9 +294,29 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"{name}: no such setting" + (f"; did you mean {guess[0]}?" if guess else "")
 
 
+_FULL_SIZE: dict[
+    str, Any
+] = {  # 832 x 480 on one GPU; search, noise and memory are the released ones
+    "run.device": "cuda",
+    "run.dtype": "bfloat16",
+    "reward.image": "hpsv3",
+    "reward.video": "videoalign",
+}
 # A preset is a set of changes to the defaults, and what its generator was trained for.
 PRESETS: dict[str, dict[str, Any]] = {
     "sprites": {},
+    "sprites-256": {"run.generator": "sprites-256"},  # random weights, for timing
+    "wan-1.3b": _FULL_SIZE | {"run.generator": "wan-1.3b"},
+    # 21 latent frames, as its authors show; run.weights and reward.weights are the caller's to give
+    "longlive": _FULL_SIZE | {"run.generator": "longlive"},
+    # K * M = 4 as close to 16 frames a second as one GPU comes, at some cost in precision
+    "realtime": _FULL_SIZE
+    | {
+        "run.generator": "wan-1.3b",
+        "run.linears": "fp8-row",
+        "reward.decoder": "tiny",
+        "reward.stride": 4,
+    },
 }
 
 
