@@ -301,15 +301,17 @@ _FULL_SIZE: dict[
     "run.dtype": "bfloat16",
     "reward.image": "hpsv3",
     "reward.video": "videoalign",
+    "run.offload_text": True,  # 11 GB that only the prompt needs; with the tiles it fits 80 GB
+    "run.decoder_tile": 32,
 }
 # A preset is a set of changes to the defaults, and what its generator was trained for.
 PRESETS: dict[str, dict[str, Any]] = {
     "sprites": {},
     "sprites-256": {"run.generator": "sprites-256"},  # random weights, for timing
     "wan-1.3b": _FULL_SIZE | {"run.generator": "wan-1.3b"},
-    # 21 latent frames, as its authors show; run.weights and reward.weights are the caller's to give
+    # run.weights and reward.weights are the caller's to give
     "longlive": _FULL_SIZE | {"run.generator": "longlive"},
-    # K * M = 4 as close to 16 frames a second as one GPU comes, at some cost in precision
+    # time for precision: 8-bit products, a small decoder and fewer frames for the rewards
     "realtime": _FULL_SIZE
     | {
         "run.generator": "wan-1.3b",

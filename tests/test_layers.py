@@ -48,7 +48,8 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     "runtime.weights": set(),
     **dict.fromkeys(SERVICES, NOUNS),
     **dict.fromkeys(ROOMS, NOUNS | SERVICES),
-    "runtime.engine": NOUNS | SERVICES | ROOMS,
+    "runtime.sizing": NOUNS | SERVICES | ROOMS,
+    "runtime.engine": NOUNS | SERVICES | ROOMS | {"runtime.sizing"},
     **dict.fromkeys(DOORS | OUTSIDE, {"runtime"}),
 }
 

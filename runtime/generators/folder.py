@@ -136,6 +136,9 @@ def _assembled(plan: Blueprint, tokeniser: Tokeniser, place: Placement) -> Gener
     dit, vae = (module.to(place.device, place.dtype).eval() for module in (plan.dit, plan.vae))
     quantise_(dit, place.linears)
     dit.join_()
+    prepare = getattr(vae, "prepare_", None)  # lays weights out for decoding, where a decoder can
+    if prepare is not None:
+        prepare()
     home = torch.device("cpu") if place.offload_text else place.device
     encoder: nn.Module | Visitor = plan.text.to(home, place.dtype).eval()
     if place.offload_text:

@@ -105,3 +105,16 @@ def _quantise_block_(block: Block, by_rows: bool, scaled: bool) -> None:
     own.q, own.k, own.v = (nn.Identity() for _ in parts)  # their weights are in ``product``
     own.o, cross.q, cross.o = rounded(own.o), rounded(cross.q), rounded(cross.o)
     ffn[0], ffn[2] = rounded(ffn[0]), rounded(ffn[2])
+
+
+def weight_bytes(dit: WanDiT, dtype: torch.dtype, how: str) -> int:
+    """Bytes of the weights of a dense ``dit``, on the meta device or not, once they are in ``dtype`` and rounded ``how``."""
+    total = sum(weight.numel() for weight in dit.parameters()) * dtype.itemsize
+    if how == "dense":
+        return total
+    for block in dit.blocks:
+        own, cross, ffn = block.self_attn, block.cross_attn, block.ffn
+        for linear in (own.q, own.k, own.v, own.o, cross.q, cross.o, ffn[0], ffn[2]):
+            scales = linear.out_features if BY_ROWS[how] else 1
+            total += linear.weight.numel() * (1 - dtype.itemsize) + 4 * scales
+    return total
