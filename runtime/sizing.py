@@ -266,6 +266,10 @@ def _memories(sizes: Sizes) -> list[MemoryItem]:
     return items
 
 
+def _decoding(sizes: Sizes) -> Decoded:
+    return decoding(sizes.source, sizes.batch, sizes.dtype, sizes.settings.run.decoder_tile)
+
+
 def _histories(sizes: Sizes) -> list[MemoryItem]:
     """What survivors carry: frames and latents until they are settled, noise, a row of the decoder's state."""
     carried = max(sizes.chunks, min(sizes.settings.reward.window_chunks, sizes.chunks))

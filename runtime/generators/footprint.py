@@ -37,10 +37,6 @@ class Decoded:
     peak_bytes: int
 
 
-def _decoding(sizes: Sizes) -> Decoded:
-    return _decoded(sizes.source, sizes.batch, sizes.dtype, sizes.settings.run.decoder_tile)
-
-
 @lru_cache(maxsize=64)
 @torch.no_grad()
 def decoding(folder: Path, rows: int, dtype: torch.dtype, tile: int) -> Decoded:

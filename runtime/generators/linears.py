@@ -114,7 +114,8 @@ def weight_bytes(dit: WanDiT, dtype: torch.dtype, how: str) -> int:
         return total
     for block in dit.blocks:
         own, cross, ffn = block.self_attn, block.cross_attn, block.ffn
-        for linear in (own.q, own.k, own.v, own.o, cross.q, cross.o, ffn[0], ffn[2]):
-            scales = linear.out_features if BY_ROWS[how] else 1
-            total += linear.weight.numel() * (1 - dtype.itemsize) + 4 * scales
+        products = ((own.q, own.k, own.v), (own.o,), (cross.q,), (cross.o,), (ffn[0],), (ffn[2],))
+        for linears in products:
+            total += sum(linear.weight.numel() for linear in linears) * (1 - dtype.itemsize)
+            total += 4 * (sum(linear.out_features for linear in linears) if BY_ROWS[how] else 1)
     return total
