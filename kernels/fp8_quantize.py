@@ -21,7 +21,7 @@ from torch import Tensor
 from runtime.kernels import check, tuning
 from runtime.kernels.build import Build, pointer
 from runtime.kernels.dispatch import NARROW, implementation
-from runtime.kernels.triton_lang import jit, tl, triton
+from runtime.kernels.triton_lang import INTERPRETED, jit, tl, triton
 from runtime.kernels.tuning import Config
 
 E4M3 = torch.float8_e4m3fn
@@ -45,11 +45,23 @@ def _largest(x: Tensor, by_rows: bool) -> Tensor:
     return largest.clamp_min(TINY)
 
 
+# Triton's interpreter loses the carry when it rounds to 8 bits, so there values are brought to the grid first: for three
+# bits of mantissa, and in steps of 2^-9 below 2^-6. On a GPU the conversion itself rounds to nearest even.
+@jit
+def _on_the_grid(x):
+    bits = x.to(tl.int32, bitcast=True)
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
+    small = (tl.abs(x) + 24576.0) - 24576.0  # 1.5 * 2^14: the last bit of a sum is worth 2^-9
+    signed = (small.to(tl.int32, bitcast=True) | (bits & -0x80000000)).to(tl.float32, bitcast=True)
+    return tl.where(tl.abs(x) < 0.015625, signed, normal)
+
+
 # One program is one row, which is read once and stays in registers between its maximum and its rounding. ``scale`` is
 # written by rows, and read where one maximum was found before.
 @jit
 def _fp8_quantize_kernel(
-    x, values, scale, x_m, K: tl.constexpr, BLOCK_K: tl.constexpr, BY_ROWS: tl.constexpr
+    x, values, scale, x_m,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, BY_ROWS: tl.constexpr, GRID_FIRST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
@@ -60,8 +72,10 @@ def _fp8_quantize_kernel(
     else:
         largest = tl.load(scale)
     scaled = wide * tl.div_rn(448.0, largest)
-    rounded = tl.minimum(tl.maximum(scaled, -448.0), 448.0).to(values.dtype.element_ty)
-    tl.store(values + row * K + k, rounded, mask=k < K)
+    scaled = tl.minimum(tl.maximum(scaled, -448.0), 448.0)
+    if GRID_FIRST:
+        scaled = _on_the_grid(scaled)
+    tl.store(values + row * K + k, scaled.to(values.dtype.element_ty), mask=k < K)
 
 
 def fp8_quantize(
@@ -71,9 +85,11 @@ def fp8_quantize(
     check.shape("x", x, ["M", "K"])
     if not x.numel():
         raise ValueError(f"x: want at least one element, got {list(x.shape)}")
-    impl = implementation(impl, x.device, x.dtype, OFFERS)
-    if impl == "torch" or x.shape[1] > WIDEST:
+    asked, impl = impl, implementation(impl, x.device, x.dtype, OFFERS)
+    if impl == "torch" or (asked == "auto" and x.shape[1] > WIDEST):
         return fp8_quantize_reference(x, by_rows)
+    if x.shape[1] > WIDEST:
+        raise ValueError(f"x: want rows of at most {WIDEST}, got {x.shape[1]}; use impl='torch'")
     check.dense_rows("x", x, 1)
     rows, width = x.shape
     values = torch.empty(rows, width, dtype=E4M3, device=x.device)
@@ -86,6 +102,7 @@ def fp8_quantize(
         K=width,
         BLOCK_K=triton.next_power_of_2(width),
         BY_ROWS=by_rows,
+        GRID_FIRST=INTERPRETED,
         **(config or tuning.nearest("fp8_quantize", {"width": width}, tuning.gpu_name())),
     )
     return values, found if by_rows else found / LARGEST
@@ -104,11 +121,16 @@ def builds() -> Iterator[Build]:
                     _fp8_quantize_kernel,
                     {
                         "x": pointer(dtype),
-                        "values": "*fp8e4nv",
+                        "values": pointer(E4M3),
                         "scale": pointer(torch.float32),
                         "x_m": "i32",
                     },
-                    {"K": width, "BLOCK_K": 1 << (width - 1).bit_length(), "BY_ROWS": by_rows},
+                    {
+                        "K": width,
+                        "BLOCK_K": 1 << (width - 1).bit_length(),
+                        "BY_ROWS": by_rows,
+                        "GRID_FIRST": False,
+                    },
                     config["num_warps"],
                     config["num_stages"],
                     frozenset(["x", "values", "scale", "x_m"]),

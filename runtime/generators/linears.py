@@ -40,11 +40,13 @@ class Fp8Linear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.by_rows = by_rows
         self.scaled = scaled
+        # Chips whose product is not there have no 8-bit floats for a kernel either.
+        self.rounding = "auto" if scaled else "torch"
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N] in x's dtype."""
         rows = x.reshape(-1, x.shape[-1])  # [M, K]
-        values, scale = fp8_quantize(rows, self.by_rows)
+        values, scale = fp8_quantize(rows, self.by_rows, self.rounding)
         product = self._scaled if self.scaled else self._reference
         return product(values, scale, x.dtype).unflatten(0, x.shape[:-1])
 
