@@ -129,14 +129,18 @@ def random_folder(folder: Path, place: Placement) -> Generator:
     home = torch.device("cpu") if place.offload_text else place.device
     for module, device in ((plan.dit, place.device), (plan.vae, place.device), (plan.text, home)):
         fill_random_(module, device, place.dtype)
-    return _assembled(plan, ByteTokeniser(plan.text.config.vocab_size), place)
+    return _assembled(plan, ByteTokeniser(plan.text.get_parameter("shared.weight").shape[0]), place)
 
 
 def _assembled(plan: Blueprint, tokeniser: Tokeniser, place: Placement) -> Generator:
-    dit, vae = (module.to(place.device, place.dtype).eval() for module in (plan.dit, plan.vae))
+    dit, vae = plan.dit, plan.vae
+    for module in (dit, vae):
+        module.to(place.device, place.dtype).eval()
     quantise_(dit, place.linears)
     dit.join_()
-    prepare = getattr(vae, "prepare_", None)  # lays weights out for decoding, where a decoder can
+    prepare: Any = getattr(
+        vae, "prepare_", None
+    )  # lays weights out for decoding, where a decoder can
     if prepare is not None:
         prepare()
     home = torch.device("cpu") if place.offload_text else place.device

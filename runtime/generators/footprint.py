@@ -44,12 +44,10 @@ def decoding(folder: Path, rows: int, dtype: torch.dtype, tile: int) -> Decoded:
     plan = blueprint(folder)
     vae = plan.vae.to("meta", dtype)
     channels, height, width = plan.latent_shape
-    made = {"dtype": dtype, "device": "meta"}
-    whole = torch.empty(1, CHUNK_FRAMES, channels, height, width, **made)
-    state = vae.decode_next(whole, None)[1]
+    state = vae.decode_next(_chunk(1, plan.latent_shape, dtype), None)[1]
     if tile:
         height, width = min(tile, height), min(tile, width)
-    part = torch.empty(rows, CHUNK_FRAMES, channels, height, width, **made)
+    part = _chunk(rows, (channels, height, width), dtype)
     past = vae.decode_next(part, None)[1]
     with LiveBytes() as live:
         kept = vae.decode_next(part, past)
@@ -63,20 +61,23 @@ def decoding(folder: Path, rows: int, dtype: torch.dtype, tile: int) -> Decoded:
 def forward_peak(folder: Path, rows: int, dtype: torch.dtype) -> int:
     """One block on the meta device: its activations are the most that lives, however many blocks follow."""
     plan = blueprint(folder)
-    channels, height, width = plan.latent_shape
-    made = {"dtype": dtype, "device": "meta"}
     with torch.device("meta"):
         dit = WanDiT(replace(plan.dit.config, layers=1)).to(dtype)
-        text = dit.text_context(torch.empty(1, 1, plan.dit.config.text_dim, **made))
+        text = dit.text_context(torch.empty(1, 1, plan.dit.config.text_dim, dtype=dtype))
         moment = dit.moment(torch.empty(1, 1, dtype=torch.float64))
-        rope = dit.rope(torch.empty(1, CHUNK_FRAMES, dtype=torch.int64), height, width)
+        rope = dit.rope(torch.empty(1, CHUNK_FRAMES, dtype=torch.int64), *plan.latent_shape[1:])
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return torch.empty_like(q)
 
         with LiveBytes() as live:
-            dit(torch.empty(rows, CHUNK_FRAMES, channels, height, width, **made), moment, text, rope, attend)  # fmt: skip
+            dit(_chunk(rows, plan.latent_shape, dtype), moment, text, rope, attend)
     return live.most
+
+
+def _chunk(rows: int, latent_shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """Latents of one chunk, [B, F, C, h, w], without values."""
+    return torch.empty(rows, CHUNK_FRAMES, *latent_shape, dtype=dtype, device="meta")
 
 
 class LiveBytes(TorchDispatchMode):

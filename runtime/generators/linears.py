@@ -13,6 +13,8 @@ Source: W8A8 with dynamic activation scales, as in public 8-bit inference; ``tor
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ class Fp8Linear(nn.Module):
 
     weight: Tensor  # [N, K] e4m3
     scale: Tensor  # [N, 1] or [] float32
+    bias: Tensor | None  # [N]
 
     def __init__(self, weight: Tensor, bias: Tensor | None, by_rows: bool, scaled: bool) -> None:
         """``scaled``: by torch's scaled product, see ``scaled_product_runs``; else by the reference."""
@@ -64,12 +67,10 @@ class Fp8Linear(nn.Module):
 def scaled_product_runs(device: torch.device, dtype: torch.dtype, by_rows: bool) -> bool:
     """Whether torch's scaled product takes these scales and gives this dtype here: it is asked, once, at load."""
     with torch.no_grad():
-        made = {"device": device, "dtype": dtype}
-        probe = Fp8Linear(
-            torch.ones(PROBE, PROBE, **made), torch.ones(PROBE, **made), by_rows, True
-        )
+        ones = torch.ones(PROBE, PROBE, device=device, dtype=dtype)
+        probe = Fp8Linear(ones, ones[0], by_rows, True)
         try:
-            got = probe(torch.ones(PROBE, PROBE, **made))
+            got = probe(ones)
         except (AttributeError, NotImplementedError, RuntimeError, ValueError):
             return False
         return bool((got == PROBE + 1).all())
@@ -96,7 +97,7 @@ def quantise_(dit: WanDiT, how: str) -> None:
 
 
 def _quantise_block_(block: Block, by_rows: bool, scaled: bool) -> None:
-    def rounded(linear: nn.Linear) -> nn.Module:
+    def rounded(linear: Any) -> nn.Module:
         return Fp8Linear(linear.weight, linear.bias, by_rows, scaled)
 
     own, cross, ffn = block.self_attn, block.cross_attn, block.ffn
