@@ -126,9 +126,10 @@ def random_folder(folder: Path, place: Placement) -> Generator:
     """The generator that ``folder`` describes with random weights, drawn on the device: for timing, not for watching."""
     plan = read_blueprint(folder, place.ops)
     log.warning("random weights: prompts are read byte by byte, and frames show nothing")
-    home = torch.device("cpu") if place.offload_text else place.device
-    for module, device in ((plan.dit, place.device), (plan.vae, place.device), (plan.text, home)):
-        fill_random_(module, device, place.dtype)
+    for module in (plan.text, plan.vae, plan.dit):
+        fill_random_(module, place.device, place.dtype)
+        if module is plan.text and place.offload_text:
+            module.to("cpu")  # before the others need the room
     return _assembled(plan, ByteTokeniser(plan.text.get_parameter("shared.weight").shape[0]), place)
 
 

@@ -189,3 +189,19 @@ def test_live_bytes_count_storages_once_and_forget_them():
 def test_the_plan_grows_with_the_survivors_that_the_policy_keeps():
     single = plan_memory(FULL.with_changes({"search.policy": "single"}), 200 * GIB)
     assert "KV pool, 9 blocks" in single.table() and "reward" not in single.table()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_a_gpu_holds_what_was_planned_for_full_size():
+    """Weights alone, drawn on the GPU; the text encoder in host memory."""
+    device = torch.device("cuda")
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    generator = load_generator(
+        "wan-1.3b", device, torch.bfloat16, "auto", "random", offload_text=True
+    )
+    plan = plan_memory(FULL)
+    want = nbytes(plan, "DiT") + nbytes(plan, "decoder, w")
+    assert torch.cuda.memory_allocated() - before == pytest.approx(want, rel=0.02)
+    assert generator.device.type == "cuda" and plan.budget is not None
