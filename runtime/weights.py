@@ -4,7 +4,7 @@ or with random numbers, for timing, since speed does not depend on the values.""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -39,17 +39,20 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def load_weights_(
-    module: nn.Module, path: Path, shared: Mapping[str, str] = MappingProxyType({})
+    module: nn.Module,
+    path: Path,
+    shared: Mapping[str, str] = MappingProxyType({}),
+    unused: Collection[str] = (),
 ) -> None:
     """Fill ``module`` (built on the meta device or not) from a safetensors file, in the file's dtype.
 
     The header is compared first: every missing, unexpected or mis-shaped key and every dtype that is not a float's is a
     ValueError that names the file and the keys before a tensor is read. ``shared`` maps names of the module to the name
-    its one tensor has in the file.
+    its one tensor has in the file; the file may also hold ``unused`` names, which are not read.
     """
     state = module.state_dict()
     wanted = {name: tuple(value.shape) for name, value in state.items() if name not in shared}
-    tensors = read_tensors(path, wanted)
+    tensors = read_tensors(path, wanted, unused)
     module.load_state_dict(
         tensors | {name: tensors[source] for name, source in shared.items()}, assign=True
     )
@@ -64,12 +67,15 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 
-def read_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path, wanted: Mapping[str, tuple[int, ...]], unused: Collection[str] = ()
+) -> dict[str, Tensor]:
     """The tensors of a safetensors file whose keys and shapes are exactly ``wanted``, finite floats all of them.
 
     Raises ValueError as ``load_weights_`` says.
     """
-    compare_keys(path, wanted, read_shapes(path))
+    shapes = {key: shape for key, shape in read_shapes(path).items() if key not in unused}
+    compare_keys(path, wanted, shapes)
     with _opened(path) as file:
         compare_dtypes(path, {name: file.get_slice(name).get_dtype() for name in wanted})
         tensors = {name: file.get_tensor(name) for name in wanted}
