@@ -110,7 +110,9 @@ def finish(vae: WanVAE, tiny: TinyDecoder, path: Path, steps: int) -> None:
     path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
     device = vae.latent_mean.device
     fresh = clips(vae, 64, held_out_captions(64), random.Random(1))
-    facts["psnr_to_full_decoder_db"] = round(psnr(load_tiny(path, device, torch.float32), *fresh), 2)
+    facts["psnr_to_full_decoder_db"] = round(
+        psnr(load_tiny(path, device, torch.float32), *fresh), 2
+    )
     path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
