@@ -10,6 +10,7 @@ Legend: B rows, T latent frames, C latent channels, h x w latent size, N frames 
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -26,6 +27,10 @@ from runtime.generators.decoder_state import DecoderState
 from runtime.weights import compare_keys, quote, read_config
 
 MAX_PTH_BYTES = 256 << 20
+DAMAGED = (  # what the unpickler raises over a damaged file, or one with more in it than tensors
+    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError),
+    *(KeyError, IndexError, AttributeError, TypeError),
+)
 CLAMP = 3.0  # latents are squashed smoothly to this range before the first convolution
 
 
@@ -260,7 +265,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         )
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever a damaged file makes it
+    except DAMAGED as error:
         raise ValueError(f"{path}: not a whole file of weights ({error})") from None
     named = isinstance(loaded, dict) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
