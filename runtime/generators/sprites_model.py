@@ -36,7 +36,6 @@ def load(
         load_weights_(module, folder / f"{name}.safetensors", SHARED if module is encoder else {})
         module.to(device, dtype)
     dit.join_()
-    vae.prepare_()
     side = FRAME_SIZE // vae.config.space_stride
     return Generator(
         text=TextEncoder(

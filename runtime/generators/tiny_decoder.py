@@ -206,6 +206,19 @@ class TinyDecoder(nn.Module):
             )
 
 
+def tiny_flops(config: TinyConfig, rows: int, height: int, width: int, latents: int = 3) -> int:
+    """Multiplications and additions of ``latents`` more latent frames of height x width for ``rows`` videos."""
+    frames, area = latents, height * width
+    total = frames * area * config.latent_channels * config.widths[0] * 9
+    levels = zip(config.widths, config.widths[1:], config.space, config.time, strict=False)
+    for channels, following, space, time in levels:
+        total += frames * area * config.blocks * 4 * channels**2 * 9
+        total += frames * area * time * channels**2
+        frames, area = frames * time, area * space**2
+        total += frames * area * channels * following * 9
+    return 2 * rows * (total + frames * area * config.widths[-1] * 3 * config.patch**2 * 9)
+
+
 def load_tiny(path: Path, device: torch.device | str, dtype: torch.dtype) -> TinyDecoder:
     """The tiny decoder in ``path`` (.safetensors, or .pth as published), in ``dtype`` on ``device``.
 
@@ -234,6 +247,10 @@ def load_tiny(path: Path, device: torch.device | str, dtype: torch.dtype) -> Tin
     if bad:
         raise ValueError(f"{path}: {quote(bad)} not finite floats; fetch or copy it again")
     model.load_state_dict(tensors, assign=True)
+    if (
+        torch.device(device).type == "cuda"
+    ):  # what its convolutions want; on a CPU it makes no difference
+        model.to(memory_format=torch.channels_last)
     return model.to(device, dtype).eval().requires_grad_(False)
 
 

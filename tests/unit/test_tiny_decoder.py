@@ -3,17 +3,19 @@
 import json
 import random
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
+import runtime
 from runtime.bench.sprites.train_tiny_decoder import clips, psnr
 from runtime.bench.sprites.world import held_out_captions
 from runtime.generators import load_generator
-from runtime.generators.sprites_model import FOLDER
-from runtime.generators.tiny_decoder import TinyConfig, TinyDecoder, load_tiny
+from runtime.generators.tiny_decoder import TinyConfig, TinyDecoder, load_tiny, tiny_flops
 from runtime.generators.vae import VAEConfig, WanVAE
 from runtime.weights import fill_random_
 
@@ -25,6 +27,7 @@ CONFIGS = {
     ),
 }
 CPU = torch.device("cpu")
+EMBEDDED = Path(runtime.__file__).parent / "generators" / "sprites" / "tiny_decoder.safetensors"
 
 
 def build(config: TinyConfig = SMALL, dtype: torch.dtype = torch.float64) -> TinyDecoder:
@@ -232,11 +235,21 @@ def test_decode_says_what_it_wants():
         tiny.decode(noise(3, 1, 4, 2, 2), state)
 
 
+@pytest.mark.parametrize("config", [*CONFIGS.values(), TinyConfig()], ids=[*CONFIGS, "full-size"])
+def test_the_formula_counts_what_torch_counts(config):
+    with torch.device("meta"):
+        tiny = TinyDecoder(config)
+    latents = torch.empty(2, 3, config.latent_channels, 5, 7, device="meta")
+    caches = tiny.empty(latents)
+    with FlopCounterMode(display=False) as counter:
+        tiny.step(latents, caches)
+    assert tiny_flops(config, 2, 5, 7) == counter.get_total_flops()
+
+
 def test_the_embedded_one_is_small_and_close_to_the_full_decoder():
-    path = FOLDER / "tiny_decoder.safetensors"
-    assert path.stat().st_size <= 1_500_000
+    assert EMBEDDED.stat().st_size <= 1_500_000
     vae = load_generator("sprites", CPU, torch.float32).decoder.vae
-    tiny = load_tiny(path, CPU, torch.float32)
+    tiny = load_tiny(EMBEDDED, CPU, torch.float32)
     held_out = clips(vae, 8, held_out_captions(16, seed=3), random.Random(2))
     assert psnr(tiny, *held_out) > 32  # 35 over many clips
     assert (tiny.config.time_stride, tiny.config.space_stride) == (4, 12)
