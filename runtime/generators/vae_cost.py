@@ -1,4 +1,4 @@
-"""What decoding a chunk costs, from sizes alone: multiplications, bytes of state, and the most memory at any moment.
+"""What decoding a chunk costs, from sizes alone: multiplications, bytes of state, the most memory at any moment.
 
 Counted for a later chunk of a video, prepared (``WanVAE.prepare_``), as the layers of ``vae_layers`` hold their tensors.
 Legend: n frames at a stage, a positions of a frame that a stage holds, C channels.
@@ -112,6 +112,14 @@ def decoder_bytes(
     return state * dtype.itemsize, rows * peak * dtype.itemsize
 
 
+def rows_at_once(config: VAEConfig, height: int, width: int, latents: int = 3) -> int:
+    """The most videos whose largest tensor still has fewer than 2^31 elements, at least one.
+
+    Beyond that, convolutions on a GPU need 64-bit indices, for which libraries have slow code or none.
+    """
+    return max(1, (2**31 - 1) // max(p.largest(height * width) for p in _places(config, latents)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """A stage where it stands in a decode."""
@@ -129,6 +137,12 @@ class _Place:
         grown = c if self.stage.time == 2 else 0
         channels = {"block": c + out, "attention": 0, "grow": grown}.get(self.stage.kind, c)
         return channels * PAST * area * self.scale**2
+
+    def largest(self, area: int) -> int:
+        """Elements of the largest tensor inside, for one video whose latents have ``area`` positions."""
+        n, c, out = self.frames, self.stage.channels, self.stage.out_channels
+        grown = self.stage.time * max(c, out * self.stage.space**2) * n
+        return area * self.scale**2 * max(c * (n + PAST), out * (n + PAST), grown)
 
     def reach(self, side: int, tile: int) -> int:
         """Positions of the longest tile with its halo, on an axis of ``side`` latent positions."""

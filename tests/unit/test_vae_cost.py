@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from runtime.generators.vae import WAN21, VAEConfig, WanVAE
-from runtime.generators.vae_cost import decoder_bytes, decoder_flops
+from runtime.generators.vae_cost import decoder_bytes, decoder_flops, rows_at_once
 
 SMALL = VAEConfig(latent_channels=4, base_dim=16)
 CONFIGS = {
@@ -28,6 +28,21 @@ CONFIGS = {
         patch=6,
     ),
 }
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that an operation made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for value in tree_iter(made):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return made
 
 
 class LiveBytes(TorchDispatchMode):
@@ -121,3 +136,17 @@ def test_tiles_and_fewer_frames_at_a_time_take_less():
     assert by_tile[0] == by_frame[0] == whole[0]
     assert by_tile[1] < 0.5 * whole[1]
     assert by_frame[1] < 0.6 * whole[1]  # new state and pixels stay, activations shrink to a third
+
+
+@pytest.mark.parametrize("latents", [1, 3])
+def test_rows_at_once_keep_every_tensor_within_32_bit_indices(latents):
+    """At full size and three latents, the four candidates of the default search just fit."""
+    vae, rows = on_meta(WAN21), rows_at_once(WAN21, 60, 104, latents)
+    assert rows == {1: 9, 3: 4}[latents]
+    vae.prepare_()
+    for count in (rows, rows + 1):
+        chunk = torch.empty(count, latents, 16, 60, 104, device="meta")
+        _, *caches = vae.step(chunk, None)
+        with Largest() as largest:
+            vae.step(chunk, tuple(caches))
+        assert (largest.elements < 2**31) == (count == rows)

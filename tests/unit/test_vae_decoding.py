@@ -179,7 +179,7 @@ def test_a_negative_tile_is_refused():
 
 @pytest.mark.gpu
 @torch.no_grad()
-def test_a_graph_of_the_step_replays_the_step():
+def test_the_step_never_waits_for_the_gpu():
     vae = build(CONFIG).cuda()
     latents = noise(2, 3, 4, 8, 8).cuda()
     _, state = vae.decode_next(latents, None)
