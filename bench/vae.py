@@ -127,7 +127,8 @@ def tiny_decoder(size: str, device: torch.device, dtype: torch.dtype) -> TinyDec
     with torch.device("meta"):
         tiny = TinyDecoder(TinyConfig())
     fill_random_(tiny, device, dtype)
-    return tiny.to(memory_format=torch.channels_last).eval()
+    tiny.lay_out_(torch.channels_last)
+    return tiny.eval()
 
 
 def reference(vae: WanVAE, chunks: Tensor, dtype: torch.dtype) -> Tensor:

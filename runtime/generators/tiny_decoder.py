@@ -134,9 +134,15 @@ class TinyDecoder(nn.Module):
         self._check(latents, state)
         caches = self.empty(latents) if state is None else state.caches
         with torch.no_grad():
-            frames, *caches = self.step(latents, tuple(caches))
+            frames, *kept = self.step(latents, caches)
         dropped = self.config.time_stride - 1 if state is None else 0
-        return frames[:, dropped:], DecoderState(tuple(caches))
+        return frames[:, dropped:], DecoderState(tuple(kept))
+
+    def lay_out_(self, memory_format: torch.memory_format) -> None:
+        """Put the weights in ``memory_format``; features follow them. Values stay."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
 
     def rows(self, state: DecoderState, rows: Sequence[int]) -> DecoderState:
         return state.rows(rows)
@@ -250,7 +256,7 @@ def load_tiny(path: Path, device: torch.device | str, dtype: torch.dtype) -> Tin
     if (
         torch.device(device).type == "cuda"
     ):  # what its convolutions want; on a CPU it makes no difference
-        model.to(memory_format=torch.channels_last)
+        model.lay_out_(torch.channels_last)
     return model.to(device, dtype).eval().requires_grad_(False)
 
 
@@ -260,10 +266,9 @@ def _read_config(path: Path) -> TinyConfig:
     sizes = read_config(path).get("config")
     if not isinstance(sizes, dict):
         raise ValueError(f"{path}: want an object under the key 'config'")
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
     try:
-        return TinyConfig(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in sizes.items()}
-        )
+        return TinyConfig(**given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not the sizes of this model ({error})") from error
 

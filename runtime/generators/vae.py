@@ -231,11 +231,11 @@ class WanVAE(nn.Module):
         afterwards need another call.
         """
         flat = memory_format is torch.channels_last_3d
+        planes = torch.channels_last if flat else memory_format
         for module in (self.conv2, *self.decoder.modules()):
-            if isinstance(module, nn.Conv3d):
-                module.to(memory_format=memory_format)
-            elif isinstance(module, nn.Conv2d) and flat:
-                module.to(memory_format=torch.channels_last)
+            if isinstance(module, (nn.Conv3d, nn.Conv2d)):
+                form = memory_format if isinstance(module, nn.Conv3d) else planes
+                module.weight.data = module.weight.data.contiguous(memory_format=form)
             elif isinstance(module, Upsample) and fold:
                 module.fold_()
 

@@ -94,32 +94,29 @@ class Decoder(nn.Module):
         a side. Each tile carries as much of its neighbours as its convolutions reach, so the result is the same.
         """
         x = _walk_middle(self.middle, self.conv1(x, past), past)
-        whole = len(self.upsamples)
-        if tile:
-            enlarging = [isinstance(layer, Upsample) and layer.enlarges for layer in self.upsamples]
-            whole = enlarging.index(True) if True in enlarging else whole
-        for layer in self.upsamples[:whole]:
+        layers = list(self.upsamples.children())
+        factors = [_growth(layer) for layer in layers]
+        # Attention is over by then, and a picture that has not grown yet is small.
+        whole = factors.index(2) if tile and 2 in factors else len(layers)
+        for layer in layers[:whole]:
             x = layer(x, past)
         if not tile:
             return _finish(self.head, x, past)
-        return self._by_tiles(x, past, whole, tile)
+        return self._by_tiles(x, past, layers[whole:], tile)
 
-    def _by_tiles(self, x: Tensor, past: Past, first: int, side: int) -> Tensor:
-        """The layers from ``first`` on for one tile after another, put together."""
-        layers = list(self.upsamples[first:])
+    def _by_tiles(self, x: Tensor, past: Past, layers: list[nn.Module], side: int) -> Tensor:
+        """The last ``layers`` and the head for one tile after another, put together."""
         margins = halos(layers)
         caches, keep, kept = past.rest()
+        height, width = x.shape[3:]
         picture: Tensor | None = None
         made: list[Tensor] = []
-        for tile in tiles(*x.shape[3:], side):
+        for tile in tiles(height, width, side):
             part = TilePast(caches, made, keep)
             part.inner, part.held = tile, tile.widened(margins[0])
             y = part.held.cut(x)
-            for layer, halo in zip(layers, margins[1:], strict=True):
-                y = layer(y, part)
-                y = part.advance(
-                    y, 2 if isinstance(layer, Upsample) and layer.enlarges else 1, halo
-                )
+            for layer, margin in zip(layers, margins[1:], strict=True):
+                y = part.advance(layer(y, part), _growth(layer), margin)
             y = part.inner.cut(_finish(self.head, y, part), part.held)
             if picture is None:
                 picture = room((*y.shape[:3], part.inner.rows.size, part.inner.columns.size), y)
@@ -136,9 +133,13 @@ def halos(layers: Sequence[nn.Module]) -> list[int]:
         if isinstance(layer, ResidualBlock):
             margins.append(margins[-1] + 2)
         else:
-            enlarges = isinstance(layer, Upsample) and layer.enlarges
-            margins.append((margins[-1] + 2) // 2 if enlarges else margins[-1])
+            margins.append((margins[-1] + 2) // 2 if _growth(layer) == 2 else margins[-1])
     return margins[::-1]
+
+
+def _growth(layer: nn.Module) -> int:
+    """By how much a layer enlarges the picture."""
+    return 2 if isinstance(layer, Upsample) and layer.enlarges else 1
 
 
 def _middle(channels: int, attention: bool) -> nn.Sequential:

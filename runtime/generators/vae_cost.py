@@ -146,8 +146,9 @@ class _Place:
 
     def reach(self, side: int, tile: int) -> int:
         """Positions of the longest tile with its halo, on an axis of ``side`` latent positions."""
+        halo = self.halo or 0
         spans = (
-            (max(0, low * self.scale - self.halo), min(side, low + tile) * self.scale + self.halo)
+            (max(0, low * self.scale - halo), min(side, low + tile) * self.scale + halo)
             for low in range(0, side, tile)
         )
         return max(min(side * self.scale, high) - low for low, high in spans)

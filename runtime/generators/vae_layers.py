@@ -56,7 +56,8 @@ class RMSNorm(nn.Module):
 class NormSiLU:
     """A norm and SiLU in as few passes as plain torch allows, straight to where a convolution reads."""
 
-    def __init__(self, norm: RMSNorm) -> None:
+    def __init__(self, norm: nn.Module) -> None:
+        assert isinstance(norm, RMSNorm)  # a Sequential forgets what it holds
         self.norm = norm
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ class Upsample(nn.Module):
     def fold_(self) -> None:
         """Make one transposed convolution of the enlarging and the convolution after it: 16 products for 36."""
         if isinstance(self.resample, nn.Sequential):
-            self.folded = folded_upsample(self.resample[1].weight)
+            self.folded = folded_upsample(_conv_of(self.resample).weight)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         """Time: 1 + k frames -> 1 + 2k from a fresh past, else k -> 2k."""
@@ -176,9 +177,15 @@ class Upsample(nn.Module):
             return x
         if self.folded is None or past.plain:
             return _unfold(self.resample(_fold(x)), x.shape[0])
-        bias = self.resample[1].bias
+        bias = _conv_of(self.resample).bias
         frames = F.conv_transpose2d(_fold(x), self.folded, bias, stride=2, padding=1)
         return _unfold(frames, x.shape[0])
+
+
+def _conv_of(resample: nn.Sequential) -> nn.Conv2d:
+    conv = resample[1]
+    assert isinstance(conv, nn.Conv2d)
+    return conv
 
 
 def _double(conv: CausalConv3d, x: Tensor, past: Past) -> Tensor:
