@@ -1,0 +1,217 @@
+"""The pictures of one chunk: where its time went, when, and how near to the machine's ceilings each stage came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runtime.bench import report_svg as pen
+from runtime.bench.report_result import Result
+from runtime.telemetry import STAGES
+
+LABELS = 150.0  # room for names at the left
+BAR, GAP = 26.0, 16.0
+OTHERS = 3  # colours for stages that the runtime does not name
+
+
+def stage_style(name: str) -> str:
+    """The colour class of a stage; the same one in every picture."""
+    if name in STAGES:
+        return f"s{STAGES.index(name)}"
+    return f"o{sum(map(ord, name)) % OTHERS}"
+
+
+def legend(names: Sequence[str]) -> str:
+    """Stage names beside their colours."""
+    keys = [
+        f'<span class="key"><svg viewBox="0 0 10 10"><rect width="10" height="10" rx="2" '
+        f'class="{stage_style(name)}"/></svg>{pen.esc(name)}</span>'
+        for name in names
+    ]
+    return f'<p class="legend">{"".join(keys)}</p>'
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One stage of the typical chunk on the clock."""
+
+    stage: str
+    start: float
+    end: float
+    stream: str
+
+
+def spans_of(result: Result) -> list[Span]:
+    """The time line's spans, earliest first, counted from the first one's start."""
+    found = []
+    for row in result.items("timeline"):
+        start, end = row.number("start_ms"), row.number("end_ms")
+        if start is not None and end is not None and end >= start:
+            stage, stream = row.text("stage") or "unnamed", row.text("stream") or "main"
+            found.append(Span(stage, start, end, stream))
+    begin = min((span.start for span in found), default=0.0)
+    found = [Span(s.stage, s.start - begin, s.end - begin, s.stream) for s in found]
+    return sorted(found, key=lambda span: (span.start, -span.end))
+
+
+def timeline(result: Result) -> str:
+    """Stages of one chunk as spans, one lane per stream; empty when the result has no time line."""
+    spans = spans_of(result)
+    if not spans or not max(span.end for span in spans) > 0:
+        return ""
+    lanes = list(dict.fromkeys(span.stream for span in spans))
+    ticks = pen.nice_ticks(max(span.end for span in spans), 8)
+    last = max(span.end for span in spans)
+    x = pen.Scale(0, last, LABELS if len(lanes) > 1 else 8, pen.WIDTH - 24)
+    bottom = 10 + len(lanes) * (BAR + GAP)
+    parts = []
+    for tick in ticks:
+        if tick <= last * 1.001:
+            parts.append(pen.line(x(tick), 4, x(tick), bottom))
+            parts.append(pen.text(x(tick), bottom + 16, pen.figure(tick), "tick", "middle"))
+    parts.append(pen.text(pen.WIDTH - 4, bottom + 32, "ms since the chunk began", "tick", "end"))
+    for row, lane in enumerate(lanes):
+        y = 10 + row * (BAR + GAP)
+        if len(lanes) > 1:
+            parts.append(pen.text(LABELS - 12, y + BAR * 0.66, lane[:20], "name", "end"))
+        for span in (span for span in spans if span.stream == lane):
+            width = x(span.end) - x(span.start)
+            spent = pen.figure(span.end - span.start, "ms")
+            title = f"{span.stage}: {spent}, from {pen.figure(span.start)} to {pen.figure(span.end, 'ms')}"
+            parts.append(pen.rect(x(span.start), y, width, BAR, stage_style(span.stage), title))
+            full = f"{span.stage} {spent}"
+            name = full if pen.fits(full, width) else span.stage
+            if pen.fits(name, width):
+                parts.append(pen.text(x(span.start) + 6, y + BAR * 0.66, name, "on"))
+    words = f"Time line of one chunk, {pen.figure(last, 'ms')}"
+    return pen.svg(bottom + 40, parts, words) + legend(list(dict.fromkeys(s.stage for s in spans)))
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One run's chunk, cut into its stages."""
+
+    name: str
+    total_ms: float
+    stages: tuple[tuple[str, float], ...]  # stage and milliseconds
+
+
+def bar_of(result: Result, name: str, fps: float | None, *table: str) -> Bar | None:
+    """A mean chunk of the run whose stages lie at ``table``: wall time, cut in the proportion of the stages' times."""
+    stages = result.stages(*table)
+    shares = [result.number(*table, stage, "share") or 0.0 for stage in stages]
+    total = result.mean_chunk_ms(fps)
+    if total is None or not sum(shares) > 0:
+        times = [result.number(*table, stage, "median_ms") or 0.0 for stage in stages]
+    else:
+        times = [total * part / sum(shares) for part in shares]
+    if not sum(times) > 0:
+        return None
+    return Bar(name, sum(times), tuple(zip(stages, times, strict=True)))
+
+
+def bars_of(result: Result, others: Sequence[Result] = ()) -> list[Bar]:
+    """The measured run, its baselines, then other results."""
+    found = [bar_of(result, "this run", result.number("pixel_fps"), "stages")]
+    for name in result.names("stages_baseline"):
+        fps = result.number("pixel_fps_baseline", name)
+        found.append(bar_of(result, name, fps, "stages_baseline", name))
+    for other in others:
+        found.append(bar_of(other, other.name, other.number("pixel_fps"), "stages"))
+    return [bar for bar in found if bar]
+
+
+def stage_bars(bars: Sequence[Bar]) -> str:
+    """A mean chunk of every run as one bar, on one scale."""
+    if not bars:
+        return ""
+    longest = max(bar.total_ms for bar in bars)
+    x = pen.Scale(0, longest, LABELS, pen.WIDTH - 150)
+    parts = []
+    for row, bar in enumerate(bars):
+        y, at = 6 + row * (BAR + GAP), 0.0
+        parts.append(pen.text(LABELS - 12, y + BAR * 0.66, bar.name[:21], "name", "end"))
+        for stage, spent in bar.stages:
+            width = x(at + spent) - x(at)
+            title = f"{bar.name}, {stage}: {pen.figure(spent, 'ms')}, {pen.share(spent / bar.total_ms)}"
+            parts.append(pen.rect(x(at), y, width, BAR, stage_style(stage), title, 0))
+            label = f"{stage} {pen.figure(spent)}"
+            label = label if pen.fits(label, width) else stage
+            if pen.fits(label, width):
+                parts.append(pen.text(x(at) + 6, y + BAR * 0.66, label, "on"))
+            at += spent
+        ratio = bar.total_ms / bars[0].total_ms
+        words = pen.figure(bar.total_ms, "ms") + (f"  ({ratio:.2f}x)" if row else "")
+        parts.append(pen.text(x(at) + 8, y + BAR * 0.66, words, "value"))
+    names = sorted(
+        {stage for bar in bars for stage, _ in bar.stages},
+        key=lambda n: STAGES.index(n) if n in STAGES else len(STAGES),
+    )
+    words = "Time of a mean chunk by stage, for every run"
+    return pen.svg(8 + len(bars) * (BAR + GAP), parts, words) + legend(names)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A stage on the roofline."""
+
+    stage: str
+    intensity: float  # FLOP per byte
+    tflop_per_s: float
+    roofline_share: float | None
+
+
+def points_of(result: Result) -> list[Point]:
+    """The stages whose FLOP, bytes and rate are all known."""
+    found = []
+    for stage in result.stages():
+        flops, moved, rate, part = (
+            result.number("stages", stage, key)
+            for key in ("flops", "bytes", "tflop_per_s", "roofline_share")
+        )
+        if flops and moved and rate and min(flops, moved, rate) > 0:
+            found.append(Point(stage, flops / moved, rate, part))
+    return found
+
+
+def roofline(result: Result) -> str:
+    """Arithmetic intensity against TFLOP/s under both measured ceilings; empty when either is unknown."""
+    peak = result.number("ceilings", "matmul_tflop_per_s")
+    copy = result.number("ceilings", "copy_gb_per_s")
+    points = points_of(result)
+    if not points or not (peak and copy and min(peak, copy) > 0):
+        return ""
+    ridge = 1e3 * peak / copy  # FLOP per byte at which the two ceilings meet
+    across = pen.decades(min(ridge / 20, *(p.intensity for p in points)), max(ridge * 20, *(p.intensity for p in points)))  # fmt: skip
+    up = pen.decades(min(peak / 50, *(p.tflop_per_s / 1.5 for p in points)), peak * 1.01)
+    x = pen.Scale(across[0], across[-1], 76, pen.WIDTH - 30, log=True)
+    y = pen.Scale(up[0], up[-1], 380, 14, log=True)
+    parts = [pen.line(x(v), 14, x(v), 380) for v in across]
+    parts += [pen.text(x(v), 398, _plain(v), "tick", "middle") for v in across]
+    parts += [pen.line(76, y(v), pen.WIDTH - 30, y(v)) for v in up]
+    parts += [pen.text(68, y(v) + 4, _plain(v), "tick", "end") for v in up]
+    parts.append(pen.text(pen.WIDTH - 30, 420, "arithmetic intensity, FLOP per byte", "tick", "end"))
+    parts.append(pen.text(76, 420, "up: TFLOP/s", "tick"))
+    corner = max(across[0], 1e3 * up[0] / copy)
+    roof = [(corner, corner * copy / 1e3), (ridge, peak), (across[-1], peak)]
+    parts.append(pen.path([(x(a), y(b)) for a, b in roof], "roof"))
+    dtype = result.text("ceilings", "dtype") or "matmul"
+    parts.append(pen.text(pen.WIDTH - 36, y(peak) - 8, f"{dtype} matmul {pen.figure(peak, 'TFLOP/s')}", "note", "end"))  # fmt: skip
+    foot = x(corner) + 14
+    parts.append(pen.text(foot, y(corner * copy / 1e3) - 18, f"copy {pen.figure(copy, 'GB/s')}", "note"))  # fmt: skip
+    for point, label in zip(points, pen.apart([y(p.tflop_per_s) for p in points], 17), strict=True):
+        at, high = x(point.intensity), y(point.tflop_per_s)
+        under = pen.share(point.roofline_share)
+        words = f"{point.stage} {pen.figure(point.tflop_per_s, 'TFLOP/s')}"
+        words += f", {under} of its roof" if under else ""
+        right = at < pen.WIDTH * 0.66
+        tail = at + 12 if right else at - 12
+        parts.append(pen.line(at, high, tail, label, "leader"))
+        title = f"{words}, {pen.figure(point.intensity, 'FLOP per byte')}"
+        parts.append(pen.dot(at, high, 6, stage_style(point.stage) + " point", title))
+        parts.append(pen.text(tail + (4 if right else -4), label + 4, words, "value", "start" if right else "end"))  # fmt: skip
+    return pen.svg(428, parts, "Roofline: every stage under the measured ceilings")
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
