@@ -108,7 +108,7 @@ def _stages(result: Result) -> str:
         if part is not None:
             width = 100 * min(max(part, 0.0), 1.0)
             cells[4] = (
-                f'<span class="share"><i style="width:{width:.1f}%"></i></span>{esc(share(part))}'
+                f'<span class="share"><i style="width:{width:.1f}%"></i></span><b>{esc(share(part))}</b>'
             )
         rows.append(cells)
     return _section(
@@ -120,12 +120,11 @@ def _stages(result: Result) -> str:
 
 def _machine(result: Result) -> str:
     dtype = result.text("ceilings", "dtype")
-    peak, copy = (
-        result.number("ceilings", key) for key in ("matmul_tflop_per_s", "copy_gb_per_s")
-    )
+    peak, copy = (result.number("ceilings", key) for key in ("matmul_tflop_per_s", "copy_gb_per_s"))
     hint = (
         f"Both ceilings were measured in the same run: a large {dtype or ''} matmul reached "
-        f"{figure(peak, 'TFLOP/s')}, a large copy {figure(copy, 'GB/s')}. A stage cannot rise above them."
+        f"{figure(peak, 'TFLOP/s')}, a large copy {figure(copy, 'GB/s')}. A stage cannot rise above "
+        "them; one that takes under half a per cent of the time is left out."
     )
     return _section("Against the machine", hint, charts.roofline(result))
 
@@ -184,9 +183,13 @@ def _resources(result: Result) -> str:
 def _environment(result: Result) -> str:
     place = result.table("environment")
     rows = [
-        (name, _brief(value)) for name, value in place.items() if name not in ("implementations", "command")  # fmt: skip
+        (name, _brief(value))
+        for name, value in place.items()
+        if name not in ("implementations", "command")  # fmt: skip
     ]
-    ran = [(op, _brief(impl)) for op, impl in result.table("environment", "implementations").items()]
+    ran = [
+        (op, _brief(impl)) for op, impl in result.table("environment", "implementations").items()
+    ]
     left = f"<figure><h3>Software and machine</h3>{_pairs(rows)}</figure>"
     right = f"<figure><h3>Implementations that ran</h3>{_pairs(ran)}</figure>" if ran else ""
     command = result.text("environment", "command")

@@ -11,6 +11,8 @@ from runtime.telemetry import STAGES
 
 LABELS = 150.0  # room for names at the left
 BAR, GAP = 26.0, 16.0
+LEFT, RIGHT, FLOOR = 60.0, 770.0, 360.0  # of the roofline
+LEAST_SHARE = 0.005  # of the time that a stage takes to stand on the roofline
 OTHERS = 3  # colours for stages that the runtime does not name
 
 
@@ -83,8 +85,18 @@ def timeline(result: Result) -> str:
             name = full if pen.fits(full, width) else span.stage
             if pen.fits(name, width):
                 parts.append(pen.text(x(span.start) + 6, y + BAR * 0.66, name, "on"))
+            elif pen.fits(full, room_after(span, spans, x)):
+                parts.append(pen.text(x(span.end) + 7, y + BAR * 0.66, full, "value"))
     words = f"Time line of one chunk, {pen.figure(last, 'ms')}"
     return pen.svg(bottom + 40, parts, words) + legend(list(dict.fromkeys(s.stage for s in spans)))
+
+
+def room_after(span: Span, spans: Sequence[Span], x: pen.Scale) -> float:
+    """Pixels between a span's end and whatever comes next in its lane."""
+    starts = [
+        s.start for s in spans if s.stream == span.stream and s.start >= span.end and s is not span
+    ]
+    return (x(min(starts)) if starts else pen.WIDTH) - x(span.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +145,9 @@ def stage_bars(bars: Sequence[Bar]) -> str:
         parts.append(pen.text(LABELS - 12, y + BAR * 0.66, bar.name[:21], "name", "end"))
         for stage, spent in bar.stages:
             width = x(at + spent) - x(at)
-            title = f"{bar.name}, {stage}: {pen.figure(spent, 'ms')}, {pen.share(spent / bar.total_ms)}"
+            title = (
+                f"{bar.name}, {stage}: {pen.figure(spent, 'ms')}, {pen.share(spent / bar.total_ms)}"
+            )
             parts.append(pen.rect(x(at), y, width, BAR, stage_style(stage), title, 0))
             label = f"{stage} {pen.figure(spent)}"
             label = label if pen.fits(label, width) else stage
@@ -162,14 +176,15 @@ class Point:
 
 
 def points_of(result: Result) -> list[Point]:
-    """The stages whose FLOP, bytes and rate are all known."""
+    """The stages that take ``LEAST_SHARE`` of the time and whose FLOP, bytes and rate are all known."""
     found = []
     for stage in result.stages():
         flops, moved, rate, part = (
             result.number("stages", stage, key)
             for key in ("flops", "bytes", "tflop_per_s", "roofline_share")
         )
-        if flops and moved and rate and min(flops, moved, rate) > 0:
+        seen = (result.number("stages", stage, "share") or 1.0) >= LEAST_SHARE
+        if seen and flops and moved and rate and min(flops, moved, rate) > 0:
             found.append(Point(stage, flops / moved, rate, part))
     return found
 
@@ -182,35 +197,46 @@ def roofline(result: Result) -> str:
     if not points or not (peak and copy and min(peak, copy) > 0):
         return ""
     ridge = 1e3 * peak / copy  # FLOP per byte at which the two ceilings meet
-    across = pen.decades(min(ridge / 20, *(p.intensity for p in points)), max(ridge * 20, *(p.intensity for p in points)))  # fmt: skip
-    up = pen.decades(min(peak / 50, *(p.tflop_per_s / 1.5 for p in points)), peak * 1.01)
-    x = pen.Scale(across[0], across[-1], 76, pen.WIDTH - 30, log=True)
-    y = pen.Scale(up[0], up[-1], 380, 14, log=True)
-    parts = [pen.line(x(v), 14, x(v), 380) for v in across]
-    parts += [pen.text(x(v), 398, _plain(v), "tick", "middle") for v in across]
-    parts += [pen.line(76, y(v), pen.WIDTH - 30, y(v)) for v in up]
-    parts += [pen.text(68, y(v) + 4, _plain(v), "tick", "end") for v in up]
-    parts.append(pen.text(pen.WIDTH - 30, 420, "arithmetic intensity, FLOP per byte", "tick", "end"))
-    parts.append(pen.text(76, 420, "up: TFLOP/s", "tick"))
+    works = [ridge / 8, ridge * 8, *(p.intensity for p in points)]
+    rates = [peak / 12, peak * 1.2, *(p.tflop_per_s / 1.5 for p in points)]
+    across, up = (pen.log_ticks(min(v), max(v)) for v in (works, rates))
+    x = pen.Scale(across[0], across[-1], LEFT, RIGHT, log=True)
+    y = pen.Scale(up[0], up[-1], FLOOR, 14, log=True)
+    parts = [pen.line(x(v), 14, x(v), FLOOR) for v in across]
+    parts += [pen.text(x(v), FLOOR + 18, _plain(v), "tick", "middle") for v in across]
+    parts += [pen.line(LEFT, y(v), RIGHT, y(v)) for v in up]
+    parts += [pen.text(LEFT - 8, y(v) + 4, _plain(v), "tick", "end") for v in up]
+    parts.append(pen.text(RIGHT, FLOOR + 38, "arithmetic intensity, FLOP per byte", "tick", "end"))
+    parts.append(pen.text(LEFT, FLOOR + 38, "up: TFLOP/s", "tick"))
     corner = max(across[0], 1e3 * up[0] / copy)
     roof = [(corner, corner * copy / 1e3), (ridge, peak), (across[-1], peak)]
     parts.append(pen.path([(x(a), y(b)) for a, b in roof], "roof"))
-    dtype = result.text("ceilings", "dtype") or "matmul"
-    parts.append(pen.text(pen.WIDTH - 36, y(peak) - 8, f"{dtype} matmul {pen.figure(peak, 'TFLOP/s')}", "note", "end"))  # fmt: skip
-    foot = x(corner) + 14
-    parts.append(pen.text(foot, y(corner * copy / 1e3) - 18, f"copy {pen.figure(copy, 'GB/s')}", "note"))  # fmt: skip
-    for point, label in zip(points, pen.apart([y(p.tflop_per_s) for p in points], 17), strict=True):
+    middle = ((x(corner) + x(ridge)) / 2 - 12, (y(corner * copy / 1e3) + y(peak)) / 2 - 6)
+    parts.append(pen.text(*middle, f"copy {pen.figure(copy, 'GB/s')}", "note", "end"))
+    top = f"{result.text('ceilings', 'dtype') or ''} matmul {pen.figure(peak, 'TFLOP/s')}"
+    parts.append(pen.text(x(ridge), y(peak) - 8, top.strip(), "note", "middle"))
+    parts += _labels(points, x, y)
+    return pen.svg(FLOOR + 46, parts, "Roofline: every stage under the measured ceilings")
+
+
+def _labels(points: Sequence[Point], x: pen.Scale, y: pen.Scale) -> list[str]:
+    """A dot per stage and its name at the right, where nothing is in the way."""
+    parts = []
+    heights = pen.apart([y(p.tflop_per_s) for p in points], 36)
+    over = max(0.0, max(heights) - FLOOR + 10)
+    for point, height in zip(points, heights, strict=True):
         at, high = x(point.intensity), y(point.tflop_per_s)
-        under = pen.share(point.roofline_share)
-        words = f"{point.stage} {pen.figure(point.tflop_per_s, 'TFLOP/s')}"
-        words += f", {under} of its roof" if under else ""
-        right = at < pen.WIDTH * 0.66
-        tail = at + 12 if right else at - 12
-        parts.append(pen.line(at, high, tail, label, "leader"))
-        title = f"{words}, {pen.figure(point.intensity, 'FLOP per byte')}"
-        parts.append(pen.dot(at, high, 6, stage_style(point.stage) + " point", title))
-        parts.append(pen.text(tail + (4 if right else -4), label + 4, words, "value", "start" if right else "end"))  # fmt: skip
-    return pen.svg(428, parts, "Roofline: every stage under the measured ceilings")
+        label = height - over
+        rate = pen.figure(point.tflop_per_s, "TFLOP/s")
+        part = pen.share(point.roofline_share)
+        rate += f", {part} of its roof" if part else ""
+        title = f"{point.stage}: {rate}, {pen.figure(point.intensity, 'FLOP per byte')}"
+        parts.insert(0, pen.path([(at, high), (RIGHT + 10, label), (RIGHT + 16, label)], "leader"))
+        parts.append(pen.dot(at, high, 7, stage_style(point.stage) + " point", title))
+        parts.append(pen.dot(RIGHT + 22, label, 4.5, stage_style(point.stage)))
+        parts.append(pen.text(RIGHT + 33, label + 4, point.stage[:24], "name"))
+        parts.append(pen.text(RIGHT + 33, label + 19, rate, "note"))
+    return parts
 
 
 def _plain(value: float) -> str:

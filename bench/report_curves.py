@@ -35,25 +35,26 @@ def histogram(dist: Dist) -> str:
     for value in values:
         counts[min(int((value - low) / (high - low) * bins), bins - 1)] += 1
     x = pen.Scale(low, high, 50, pen.WIDTH - 30)
-    y = pen.Scale(0, max(counts), 170, 34)
-    parts = [pen.line(50, 170, pen.WIDTH - 30, 170, "axis")]
+    y = pen.Scale(0, max(counts), 190, 62)
+    parts = [pen.line(50, 190, pen.WIDTH - 30, 190, "axis")]
     step = (high - low) / bins
     for place, count in enumerate(counts):
         if count:
             left = x(low + place * step)
             width = x(low + (place + 1) * step) - left
             title = f"{count} from {pen.figure(low + place * step)} to {pen.figure(low + (place + 1) * step, 'ms')}"
-            parts.append(pen.rect(left + 0.5, y(count), width - 1, 170 - y(count), "bar", title))
+            parts.append(pen.rect(left + 0.5, y(count), width - 1, 190 - y(count), "bar", title))
     for tick in _inner_ticks(low, high):
-        parts.append(pen.text(x(tick), 187, pen.figure(tick), "tick", "middle"))
+        parts.append(pen.text(x(tick), 207, pen.figure(tick), "tick", "middle"))
     marks = [(n, v) for n, v in (("p50", dist.p50), ("p95", dist.p95), ("p99", dist.p99)) if v is not None]  # fmt: skip
     for row, (name, value) in enumerate(marks):
-        parts.append(pen.line(x(value), 16 + 12 * (len(marks) - 1 - row), x(value), 170, "mark"))
+        high = 4 + 17 * (len(marks) - 1 - row)
+        parts.append(pen.line(x(value), high, x(value), 190, "mark"))
         words = f"{name} {pen.figure(value, 'ms')}"
         near = x(value) > pen.WIDTH - 160
-        parts.append(pen.text(x(value) + (-6 if near else 6), 22 + 12 * (len(marks) - 1 - row), words, "note", "end" if near else "start"))  # fmt: skip
-    parts.append(pen.text(pen.WIDTH - 30, 204, f"ms between two chunks; {len(values)} chunks", "tick", "end"))  # fmt: skip
-    return pen.svg(212, parts, "Histogram of the time between two chunks")
+        parts.append(pen.text(x(value) + (-6 if near else 6), high + 10, words, "note", "end" if near else "start"))  # fmt: skip
+    parts.append(pen.text(pen.WIDTH - 30, 224, f"ms between two chunks; {len(values)} chunks", "tick", "end"))  # fmt: skip
+    return pen.svg(240, parts, "Histogram of the time between two chunks")
 
 
 def percentiles(rows: Sequence[tuple[str, Dist]]) -> str:
@@ -131,28 +132,33 @@ def curve(samples: Sequence[Sample], axis: str) -> str:
     ticks = pen.nice_ticks(most * 1.12, 4)
     left, right = 56.0, PANEL - 20
     lows, highs = samples[0].x, samples[-1].x
-    margin = (highs - lows) * 0.06 or 1.0
+    margin = (highs - lows) * 0.09 or 1.0
     x = pen.Scale(lows - margin, highs + margin, left, right)
-    y = pen.Scale(0, ticks[-1], TALL - 44, 14)
+    y = pen.Scale(0, ticks[-1], TALL - 44, 26)
     parts = [pen.line(left, y(t), right, y(t)) for t in ticks]
-    parts += [pen.text(left - 8, y(t) + 4, pen.figure(t) if t else "0", "tick", "end") for t in ticks]
+    parts += [
+        pen.text(left - 8, y(t) + 4, pen.figure(t) if t else "0", "tick", "end") for t in ticks
+    ]
     every = math.ceil(len(samples) / 9)
     for sample in samples[::every]:
         parts.append(pen.text(x(sample.x), TALL - 27, f"{sample.x:g}", "tick", "middle"))
     parts.append(pen.text(right, TALL - 8, axis, "tick", "end"))
-    parts.append(pen.text(left, TALL - 8, "ms of a chunk", "tick"))
+    parts.append(pen.text(4, 12, "ms of a chunk", "tick"))
     upper = [(x(s.x), y(s.dist.p95 or s.dist.median)) for s in samples]
     lower = [(x(s.x), y(s.dist.median)) for s in samples]
     if len(samples) > 1:
         parts.append(pen.path([*upper, *reversed(lower)], "band", closed=True))
         parts.append(pen.path(lower, "curve"))
-    for place, (sample, (px, py)) in enumerate(zip(samples, lower, strict=True)):
+    free = 0.0  # where the next label may begin
+    for sample, (px, py) in zip(samples, lower, strict=True):
         fps = pen.figure(sample.fps, "FPS") if sample.fps else ""
         title = f"{axis} {sample.x:g}: {pen.figure(sample.dist.median, 'ms')}, {fps}"
         radius = 4 if len(samples) <= 24 else 2
         parts.append(pen.dot(px, py, radius, "accent", title))
-        if fps and place % every == 0:
-            parts.append(pen.text(px, py - 10, fps, "note", "middle"))
+        if fps and px - 28 >= free:
+            high = y(sample.dist.p95 or sample.dist.median)
+            parts.append(pen.text(px, min(py, high) - 9, fps, "note", "middle"))
+            free = px + 34
     return pen.svg(TALL, parts, f"Milliseconds of a chunk over {axis}", PANEL)
 
 

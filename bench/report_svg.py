@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH = 1000.0  # of every picture; the page scales it
-CHARACTER = 6.6  # width of one at 12 px, roughly
+CHARACTER = 7.7  # width of one at 12 px, roughly
 NOT_KNOWN = "not known"
 
 
@@ -30,9 +30,18 @@ def figure(value: float | None, unit: str = "", unknown: str = NOT_KNOWN) -> str
     return f"{text} {unit}".rstrip()
 
 
+def count(value: float | None, unit: str = "") -> str:
+    """A number that was set or counted, as it is: 5 s, 81 frames."""
+    return NOT_KNOWN if value is None else f"{value:,.10g} {unit}".rstrip()
+
+
 def share(value: float | None) -> str:
     """A part of one in per cent."""
-    return "" if value is None else f"{100 * value:.{0 if value >= 0.0995 else 1}f} %"
+    if value is None:
+        return ""
+    if 0 < value < 5e-4:
+        return "< 0.1 %"
+    return f"{100 * value:.{0 if value >= 0.0995 else 1}f} %"
 
 
 def size_of(count: float | None, unknown: str = NOT_KNOWN) -> str:
@@ -55,10 +64,14 @@ def nice_ticks(high: float, wanted: int = 5) -> list[float]:
     return [step * i for i in range(math.ceil(high / step - 1e-9) + 1)]
 
 
-def decades(low: float, high: float) -> list[float]:
-    """Powers of ten that hold ``low`` to ``high`` between them."""
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers that hold ``low`` to ``high`` between them, evenly on a logarithmic scale or nearly so."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    return [10.0**power for power in range(first, max(last, first + 1) + 1)]
+    digits = (1, 2, 5) if last - first <= 3 else (1,)
+    ticks = [digit * 10.0**power for power in range(first, last + 1) for digit in digits]
+    below = [tick for tick in ticks if tick <= low * 1.0001]
+    above = [tick for tick in ticks if tick >= high * 0.9999]
+    return [tick for tick in ticks if below[-1] <= tick <= (above or ticks)[0 if above else -1]]
 
 
 @dataclass(frozen=True, slots=True)

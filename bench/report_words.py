@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from runtime.bench.report_result import Result
-from runtime.bench.report_svg import figure, share, size_of
+from runtime.bench.report_svg import count, figure, share, size_of
 
 SWEEPS = ("candidates", "context", "length", "prompts")
 
@@ -32,8 +32,7 @@ def headlines(result: Result) -> list[Headline]:
     for name in result.names("speedup"):
         ratio = result.number("speedup", name)
         if ratio is not None:
-            meaning = f"the speed of {_baseline(name)}{_spread(result, name)}"
-            found.append(Headline(f"{figure(ratio)}", "times", meaning))
+            found.append(Headline(figure(ratio), "×", f"{_baseline(name)}{_spread(result, name)}"))
     gpu = result.number("memory", "gpu_peak_mb")
     if gpu is not None:
         found.append(Headline(*_split(size_of(gpu * 1e6)), "GPU memory at its peak"))
@@ -91,9 +90,7 @@ def not_known(result: Result) -> Iterator[str]:
         yield "GPU memory" + (" (this run used none)" if on_cpu else ": not available")
     if result.dist("host_ms") is None:
         yield "host time to issue a chunk" + (" (a figure of GPU runs)" if _on_cpu(result) else "")
-    unknown = [
-        s for s in result.stages() if result.number("stages", s, "roofline_share") is None
-    ]
+    unknown = [s for s in result.stages() if result.number("stages", s, "roofline_share") is None]
     if result.number("ceilings", "matmul_tflop_per_s") is None:
         yield "ceilings of the machine, and with them the roofline"
     elif unknown:
@@ -157,7 +154,7 @@ def power_rows(result: Result) -> Iterator[tuple[str, str]]:
 def _what_ran(result: Result) -> str:
     search = {key: result.text("settings", "search", key) for key in ("policy", "histories", "expansions")}  # fmt: skip
     counts = [
-        f"{figure(result.number(key))} {key}"
+        count(result.number(key), key)
         for key in ("videos", "chunks", "frames")
         if result.number(key) is not None
     ]
@@ -169,7 +166,7 @@ def _what_ran(result: Result) -> str:
         )
     seconds = result.number("settings", "seconds")
     if seconds is not None:
-        words.append(f"videos of {figure(seconds, 's')}")
+        words.append(f"videos of {count(seconds, 's')}")
     fidelity = result.text("settings", "fidelity")
     if fidelity:
         words.append(f"fidelity {fidelity}")

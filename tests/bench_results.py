@@ -19,7 +19,9 @@ STAGES = {  # ms, FLOP, bytes of one chunk
 PEAK, COPY = 790.0, 3000.0
 
 
-def dist(middle: float, spread: float = 0.05, count: int = 60, keep: bool = False) -> dict[str, Any]:
+def dist(
+    middle: float, spread: float = 0.05, count: int = 60, keep: bool = False
+) -> dict[str, Any]:
     """A distribution around ``middle``."""
     source = random.Random(round(middle * 1000))
     values = sorted(middle * (1 + spread * abs(source.gauss(0, 1))) for _ in range(count))
