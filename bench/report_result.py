@@ -82,6 +82,10 @@ class Result:
         """The list of texts at ``path``."""
         return [str(word)[:MAX_TEXT] for word in self._list(path)]
 
+    def numbers(self, *path: str) -> list[float | None]:
+        """The list of numbers at ``path``; None for one that is not finite."""
+        return [_number(value, self._where(path)) for value in self._list(path)]
+
     def dist(self, *path: str) -> Dist | None:
         """The distribution at ``path``; None without a median."""
         table = self.table(*path)
@@ -89,12 +93,11 @@ class Result:
         if not table or median is None:
             return None
         count = self.number(*path, "count")
-        values = [_number(v, self._where(path)) for v in self._list((*path, "values"))]
         return Dist(
             median,
             *(self.number(*path, name) for name in (*PERCENTILES, "min", "max")),
             None if count is None else int(count),
-            tuple(v for v in values if v is not None),
+            tuple(v for v in self.numbers(*path, "values") if v is not None),
         )
 
     def stages(self, table: str = "stages", *path: str) -> list[str]:

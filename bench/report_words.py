@@ -200,11 +200,8 @@ def _baseline(name: str) -> str:
 
 
 def _spread(result: Result, name: str) -> str:
-    spread = result.table("speedup_spread").get(name)
-    if not (isinstance(spread, list) and len(spread) == 2):
-        return ""
-    low, high = (figure(v) if isinstance(v, (int, float)) else "?" for v in spread)
-    return f" ({low} to {high})"
+    spread = result.numbers("speedup_spread", name)
+    return f" ({figure(spread[0])} to {figure(spread[1])})" if len(spread) == 2 else ""
 
 
 def _split(words: str) -> tuple[str, str]:

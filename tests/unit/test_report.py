@@ -173,6 +173,7 @@ def test_numbers_out_of_bounds_never_break_a_picture(value):
 
     text = page({**struck(root), "speedup": struck(root["speedup"])})
     Reader(text)
+    Reader(page({**full(), "speedup_spread": {"released": [value, value]}}))
     svgs = "".join(re.findall(r"<svg.*?</svg>", text))
     coordinates = " ".join(re.findall(r' (?:x|y|x1|y1|x2|y2|cx|cy|width|height|d)="([^"]*)"', svgs))
     assert "nan" not in coordinates and "inf" not in coordinates
