@@ -100,7 +100,7 @@ def _chunk(result: Result, baselines: Sequence[Result]) -> str:
 
 
 def _stages(result: Result) -> str:
-    heads = ("stage", "median ms", "p95 ms", "p99 ms", "share of time", "TFLOP", "bytes", "TFLOP/s", "GB/s", "of its roof")  # fmt: skip
+    heads = ("stage", "median ms", "p95 ms", "p99 ms", "share of time", "work", "bytes", "TFLOP/s", "GB/s", "of its roof")  # fmt: skip
     rows = []
     for row in words.stage_rows(result):
         part = result.number("stages", row[0], "share")

@@ -198,7 +198,8 @@ def roofline(result: Result) -> str:
         return ""
     ridge = 1e3 * peak / copy  # FLOP per byte at which the two ceilings meet
     works = [ridge / 8, ridge * 8, *(p.intensity for p in points)]
-    rates = [peak / 12, peak * 1.2, *(p.tflop_per_s / 1.5 for p in points)]
+    narrow = result.number("ceilings", "narrow_tflop_per_s") or 0.0  # of 8-bit products
+    rates = [peak / 12, 1.2 * max(peak, narrow), *(p.tflop_per_s / 1.5 for p in points)]
     across, up = (pen.log_ticks(min(v), max(v)) for v in (works, rates))
     x = pen.Scale(across[0], across[-1], LEFT, RIGHT, log=True)
     y = pen.Scale(up[0], up[-1], FLOOR, 14, log=True)
@@ -215,6 +216,11 @@ def roofline(result: Result) -> str:
     parts.append(pen.text(*middle, f"copy {pen.figure(copy, 'GB/s')}", "note", "end"))
     top = f"{result.text('ceilings', 'dtype') or ''} matmul {pen.figure(peak, 'TFLOP/s')}"
     parts.append(pen.text(x(ridge), y(peak) - 8, top.strip(), "note", "middle"))
+    if narrow > peak:
+        flat = [(x(1e3 * narrow / copy), y(narrow)), (RIGHT, y(narrow))]
+        parts.append(pen.path([(x(ridge), y(peak)), *flat], "roof thin"))
+        words = f"8-bit matmul {pen.figure(narrow, 'TFLOP/s')}"
+        parts.append(pen.text(RIGHT - 6, y(narrow) - 8, words, "note", "end"))
     parts += _labels(points, x, y)
     return pen.svg(FLOOR + 46, parts, "Roofline: every stage under the measured ceilings")
 

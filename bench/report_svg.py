@@ -54,6 +54,14 @@ def size_of(count: float | None, unknown: str = NOT_KNOWN) -> str:
     return figure(count, "B")
 
 
+def work_of(flops: float | None, unknown: str = NOT_KNOWN) -> str:
+    """FLOP with a decimal unit: 35.8 TFLOP."""
+    if flops is None:
+        return unknown
+    step, unit = (1e12, "TFLOP") if abs(flops) >= 5e11 else (1e9, "GFLOP")
+    return figure(flops / step, unit)
+
+
 def nice_ticks(high: float, wanted: int = 5) -> list[float]:
     """Round numbers from 0 to at least ``high``."""
     if not high > 0:

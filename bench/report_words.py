@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from runtime.bench.report_result import Result
-from runtime.bench.report_svg import count, figure, share, size_of
+from runtime.bench.report_svg import count, figure, share, size_of, work_of
 
 SWEEPS = ("candidates", "context", "length", "prompts")
 
@@ -67,7 +67,8 @@ def facts(result: Result) -> Iterator[tuple[str, str]]:
         )
     else:
         weights = result.text("environment", "weights") or result.text("settings", "run", "weights")
-        yield "Weights", weights or "The trained ones that the preset names."
+        named = weights in (None, "", "packaged")
+        yield "Weights", "Trained, of the package." if named else f"{weights}."
     if result.names("speedup"):
         names = " and ".join(_baseline(name) for name in result.names("speedup"))
         yield (
@@ -119,7 +120,7 @@ def stage_rows(result: Result) -> Iterator[list[str]]:
             stage,
             *(figure(cell[key], unknown="") for key in ("median_ms", "p95_ms", "p99_ms")),
             share(cell["share"]),
-            figure(cell["flops"] / 1e12 if cell["flops"] else None, unknown=""),
+            work_of(cell["flops"], unknown=""),
             size_of(cell["bytes"], unknown=""),
             *(figure(rate, unknown="") for rate in rates[:2]),
             share(rates[2]),
@@ -131,7 +132,7 @@ def memory_rows(result: Result) -> Iterator[tuple[str, str]]:
     for key, meaning in (("host_peak_mb", "host memory, peak"), ("gpu_peak_mb", "GPU memory, peak"), ("gpu_reserved_mb", "GPU memory, reserved")):  # fmt: skip
         value = result.number("memory", key)
         yield meaning, size_of(None if value is None else value * 1e6, "not available")
-    for key, meaning in (("kv_bytes", "KV pool, all blocks"), ("kv_bytes_per_history", "KV of one more history"), ("block_bytes", "one KV block, a chunk in every layer")):  # fmt: skip
+    for key, meaning in (("kv_bytes", "KV pool, all blocks"), ("kv_bytes_per_history", "KV of one history, at most; siblings share"), ("block_bytes", "one KV block, a chunk in every layer")):  # fmt: skip
         yield meaning, size_of(result.number("memory", key), "not measured")
 
 
@@ -154,7 +155,7 @@ def power_rows(result: Result) -> Iterator[tuple[str, str]]:
 def _what_ran(result: Result) -> str:
     search = {key: result.text("settings", "search", key) for key in ("policy", "histories", "expansions")}  # fmt: skip
     counts = [
-        count(result.number(key), key)
+        _counted(result.number(key), key)
         for key in ("videos", "chunks", "frames")
         if result.number(key) is not None
     ]
@@ -171,6 +172,10 @@ def _what_ran(result: Result) -> str:
     if fidelity:
         words.append(f"fidelity {fidelity}")
     return "; ".join(words) + "."
+
+
+def _counted(number: float | None, nouns: str) -> str:
+    return count(number, nouns.removesuffix("s") if number == 1 else nouns)
 
 
 def _on_what(result: Result) -> str:

@@ -54,7 +54,7 @@ def gather(folder: Path) -> Folder:
                 _take(found, read_json(path), name)
             except ValueError as error:
                 found.unread.append(str(error))
-        elif path.suffix in (".log", ".txt") and (counts := outcomes(path)):
+        elif path.suffix == ".log" and (counts := outcomes(path)):
             found.tests[name] = counts
         elif path.name == "steps.tsv":
             rows = [line.split("\t") for line in path.read_text(errors="replace").splitlines()]

@@ -205,6 +205,19 @@ def test_a_stage_on_the_roof_is_drawn_on_the_roof():
     assert roof.split()[-1] == dot  # the roof ends level with the dot
 
 
+def test_eight_bit_products_have_a_roof_of_their_own():
+    root = full()
+    assert "8-bit" not in report_charts.roofline(checked(root))
+    root["ceilings"]["narrow_tflop_per_s"] = 1500.0
+    drawn = report_charts.roofline(checked(root))
+    assert "8-bit matmul 1,500 TFLOP/s" in drawn
+    heights = {
+        kind: float(re.findall(rf'd="[^"]* ([\d.]+)" class="{kind}"', drawn)[0])
+        for kind in ("roof", "roof thin")
+    }
+    assert heights["roof thin"] < heights["roof"]  # higher on the page
+
+
 def test_small_stages_are_left_off_the_roofline():
     stages = [point.stage for point in report_charts.points_of(checked(full()))]
     assert stages == ["denoise", "decode", "image reward", "video reward", "memory"]
