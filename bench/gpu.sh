@@ -54,11 +54,12 @@ if [ -n "${OUT:-}" ]; then
 else
   OUT=bench/results/$name
   [ -n "$REHEARSE" ] && OUT=out/rehearsal
-  rm -rf "$OUT" && mkdir -p "$OUT" || exit 2
+  mkdir -p "$OUT" || exit 2
+  # A run of everything starts afresh; groups that are asked for by name join what is there.
+  (($#)) || rm -f "$OUT"/*.{json,log,html,md,tsv,txt}
   OUT=$(cd "$OUT" && pwd) ROWS=$OUT
 fi
-: >"$ROWS/log.txt"
-: >"$ROWS/steps.tsv"
+touch "$ROWS/log.txt" "$ROWS/steps.tsv"
 
 publish() {
   [ "$ROWS" = "$OUT" ] && return
@@ -86,7 +87,8 @@ step() { # step NAME NEEDED MOST COMMAND...: not begun with less than NEEDED sec
   fi
   ((most > left)) && most=$left
   echo "== $name" | tee -a "$ROWS/log.txt"
-  log=$ROWS/$(tr -c 'a-z0-9\n' '-' <<<"$name").log
+  log=${name//[^a-z0-9_]/-}
+  log=$ROWS/${log//--/-}.log
   timeout --kill-after=5 "$most" "$@" >"$log" 2>&1
   status=$?
   tail -n 40 "$log" | tee -a "$ROWS/log.txt"
