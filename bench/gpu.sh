@@ -155,7 +155,7 @@ if asked sprites; then
 fi
 if asked vae; then
   if [ -f bench/vae.py ]; then
-    step "vae" 15 90 "$PYTHON" -m runtime.bench.vae --json "$ROWS/vae.json"
+    step "vae" 15 90 "$PYTHON" -m runtime.bench.vae --skip-tests "${rows[@]}" --json "$ROWS/vae.json"
   else
     absent vae "there is no bench/vae.py"
   fi

@@ -191,8 +191,9 @@ def _where(found: Folder) -> str:
         f"{row.text('device')}, torch {row.text('torch')}, commit {row.text('commit')}"
         for row in found.kernels
     )
-    words = "; ".join(places) or "no figures were taken"
-    return f"Measured on {_cell(words)}. FPS is pixel frames over wall time, everything inside."
+    if not places:
+        return "No figures were taken."
+    return f"Measured on {_cell('; '.join(places))}. FPS is pixel frames over wall time, everything inside."
 
 
 def _part(heading: str, body: str) -> str:
