@@ -17,61 +17,21 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 import runtime
 from runtime.arguments import typed
+from runtime.bench.judges import Judge, Rewards
 from runtime.bench.sprites.accept import wilson
-from runtime.decode import Newest
-from runtime.engine import Engine, Parts
+from runtime.engine import Engine
+from runtime.parts import Parts
 from runtime.score import Place
 from runtime.settings import PRESETS, Settings, preset
 from runtime.types import ChunkRecord
 
 SEED_STEP = 1_000_000  # more than the seeds of one video lie apart
-LOOKS = ("image", "video", "decoder", "weights")  # reward settings that ask for other models
-
-
-class Judge(Protocol):
-    """Another way of scoring a chunk's candidates. Rewards on other settings are one; early scores would be another."""
-
-    def __call__(self, record: ChunkRecord, place: Place) -> Sequence[float]:
-        """A score for each of ``record.candidates``, in their order, higher is better; NaN means "cannot judge"."""
-        ...
-
-
-class Rewards:
-    """Judges as an engine with other reward settings would: by its own decoding and its own scorer."""
-
-    def __init__(self, full: Engine, changes: Mapping[str, Any]) -> None:
-        settings = full.settings.with_changes(changes)
-        strange = [name for name in changes if not name.startswith("reward.")]
-        if strange:
-            raise ValueError(
-                f"{strange[0]}: want a setting of the rewards (reward.*): judges see A's candidates, "
-                f"so what makes those must stay as it is"
-            )
-        if settings.reward.window_chunks > full.settings.reward.window_chunks:
-            raise ValueError(
-                f"reward.window_chunks: want at most {full.settings.reward.window_chunks}, which is what the "
-                f"full way remembers, got {settings.reward.window_chunks}"
-            )
-        old, new = full.settings.reward, settings.reward
-        other = any(getattr(old, name) != getattr(new, name) for name in LOOKS)
-        self.engine = Engine(settings, Parts.load(settings) if other else full.parts)
-        self.sees_the_same = old.decoder == new.decoder
-
-    @torch.no_grad()
-    def __call__(self, record: ChunkRecord, place: Place) -> Sequence[float]:
-        decoding, scorer = self.engine.decoding, self.engine.scorer
-        branches = [candidate.branch for candidate in record.candidates]
-        latents = torch.stack([candidate.latents for candidate in record.candidates])
-        newest = Newest(record.frames, None) if self.sees_the_same else decoding.newest(branches, latents)  # fmt: skip
-        shorts = scorer.rate_images(newest.frames, place)
-        longs = scorer.rate_videos(decoding.window(branches, latents, newest), place)
-        return [scores.fused for scores, _ in scorer.decide(branches, shorts, longs, place)]
 
 
 @dataclass(frozen=True, slots=True)

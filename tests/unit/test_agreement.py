@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from runtime.bench import agreement
-from runtime.bench.agreement import Agreement, Rewards, compare, kendall_tau, measure
+from runtime.bench.agreement import Agreement, compare, kendall_tau, measure
+from runtime.bench.judges import Rewards
 from runtime.score import Place
-from tests.tiny import Likes, motion, prettiness, tiny_engine
+from tests.tiny import Echo, Likes, motion, prettiness, tiny_engine
 
 PROMPT = "a red circle"
 CHUNKS = 4
@@ -63,7 +64,7 @@ def test_judges_do_not_disturb_what_they_watch():
     agreement.watch_with(engine, PROMPT, judges, found)
     assert len(plain) == len(watched) == CHUNKS
     assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
-    assert engine.pool.used == 0 and judges["rewards"].engine.pool.used == 0
+    assert engine.pool.used == 0
 
 
 @pytest.mark.parametrize("fidelity", ["paper", "released"])
@@ -71,6 +72,61 @@ def test_rewards_with_nothing_changed_score_bit_for_bit_alike(fidelity):
     found = judged(lambda engine: {"rewards": Rewards(engine, {})}, {"fidelity": fidelity}, seeds=2)
     table = found["rewards"].table()
     assert table["identical_scores"] and table["chunks"] == 2 * CHUNKS
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_another_decoder_is_followed_from_survivor_to_survivor(fidelity):
+    """A second decoder of the same kind must come to the same frames, so to the same scores, by its own states."""
+
+    def judges_of(engine):
+        own = replace(engine.parts, scoring=Echo())
+        return {"own decoder": Rewards(engine, {}, own)}
+
+    changes = {"fidelity": fidelity, "reward.window_chunks": 3}
+    assert judged(judges_of, changes, seeds=2)["own decoder"].table()["identical_scores"]
+
+
+def test_a_fast_decoder_is_judged_by_what_it_shows():
+    class Dim(Echo):
+        def decode(self, latents, state):
+            frames, state = super().decode(latents, state)
+            return 0.5 * frames, state
+
+    def judges_of(engine):
+        return {"dim": Rewards(engine, {}, replace(engine.parts, scoring=Dim()))}
+
+    tiny = tiny_engine(CHUNKS)
+    scores = []
+    rewards = judges_of(tiny)["dim"]
+
+    def look(record):
+        place = Place(PROMPT, tiny.fps, record.index, record.chunks)
+        scores.append((list(rewards(record, place)), [c.scores.fused for c in record.candidates]))
+
+    list(tiny.stream(PROMPT, watch=look))
+    for got, full in scores:  # both rewards are linear in the frames
+        assert got == pytest.approx([0.5 * score for score in full], rel=1e-9)
+
+
+def test_the_real_decoder_can_judge_what_a_fast_one_selected():
+    class Dim(Echo):
+        def decode(self, latents, state):
+            frames, state = super().decode(latents, state)
+            return 0.5 * frames, state
+
+    def judges_of(engine):
+        return {"real": Rewards(engine, {}, replace(engine.parts, scoring=None))}
+
+    table = judged(judges_of, scoring=Dim())["real"].table()
+    assert not table["identical_scores"]
+    assert table["same_set"]["rate"] == 1.0 and table["kendall_tau"]["mean"] == 1.0
+
+
+def test_stride_is_a_way_of_judging():
+    table = judged(
+        lambda engine: {"stride": Rewards(engine, {"reward.stride": 4})}, {"search.expansions": 3}
+    )["stride"].table()
+    assert not table["identical_scores"] and table["chunks"] == CHUNKS
 
 
 def test_rewards_judge_by_their_own_settings():
