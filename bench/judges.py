@@ -14,7 +14,7 @@ from runtime.engine import Engine
 from runtime.parts import Parts
 from runtime.score import Place, Scorer
 from runtime.settings import Settings
-from runtime.types import ChunkRecord, Trajectory
+from runtime.types import Branch, ChunkRecord, Trajectory
 
 MODELS = ("image", "video", "decoder", "weights")  # reward settings that ask for other models
 
