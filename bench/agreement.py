@@ -105,12 +105,18 @@ class Agreement:
         return {
             "name": self.name,
             "chunks": len(self.turns),
-            "same_winner": _rate([t.same_winner for t in open_turns], [1 / t.candidates for t in open_turns]),
+            "same_winner": _rate(
+                [t.same_winner for t in open_turns], [1 / t.candidates for t in open_turns]
+            ),
             "same_set": _rate([t.same_set for t in choices], [t.chance for t in choices]),
-            "kendall_tau": {"mean": _mean(taus), "min": min(taus, default=None), "count": len(taus)},
+            "kendall_tau": {
+                "mean": _mean(taus),
+                "min": min(taus, default=None),
+                "count": len(taus),
+            },
             "lost": {"mean": _mean(lost), "max": max(lost, default=None), "count": len(lost)},
             "identical_scores": bool(self.turns) and all(t.same_scores for t in self.turns),
-        }  # fmt: skip
+        }
 
 
 def _rate(hits: Sequence[bool], chances: Sequence[float]) -> dict[str, Any]:
@@ -133,7 +139,9 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def watch_with(engine: Engine, prompt: str, judges: Mapping[str, Judge], found: Mapping[str, Agreement]) -> None:  # fmt: skip
+def watch_with(
+    engine: Engine, prompt: str, judges: Mapping[str, Judge], found: Mapping[str, Agreement]
+) -> None:
     """Generate one video and let every judge look at every chunk of it."""
 
     def look(record: ChunkRecord) -> None:
@@ -143,7 +151,9 @@ def watch_with(engine: Engine, prompt: str, judges: Mapping[str, Judge], found: 
         for name, judge in judges.items():
             other = list(judge(record, place))
             if len(other) != len(full):
-                raise RuntimeError(f"{name}: want {len(full)} scores, one per candidate, got {len(other)}")  # fmt: skip
+                raise RuntimeError(
+                    f"{name}: want {len(full)} scores, one per candidate, got {len(other)}"
+                )
             again = _selected(engine, record, other)
             found[name].turns.append(compare(full, other, chosen, again))
 
@@ -263,8 +273,14 @@ def _arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="sprites")
-    add("--against", nargs="+", action="append", required=True, metavar="NAME=VALUE",
-        help="reward settings of one other judge; again for another judge")  # fmt: skip
+    add(
+        "--against",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar="NAME=VALUE",
+        help="reward settings of one other judge; again for another judge",
+    )
     add(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the full way"
     )

@@ -100,7 +100,18 @@ def _chunk(result: Result, baselines: Sequence[Result]) -> str:
 
 
 def _stages(result: Result) -> str:
-    heads = ("stage", "median ms", "p95 ms", "p99 ms", "share of time", "work", "bytes", "TFLOP/s", "GB/s", "of its roof")  # fmt: skip
+    heads = (
+        "stage",
+        "median ms",
+        "p95 ms",
+        "p99 ms",
+        "share of time",
+        "work",
+        "bytes",
+        "TFLOP/s",
+        "GB/s",
+        "of its roof",
+    )
     rows = []
     for row in words.stage_rows(result):
         part = result.number("stages", row[0], "share")
@@ -185,7 +196,7 @@ def _environment(result: Result) -> str:
     rows = [
         (name, _brief(value))
         for name, value in place.items()
-        if name not in ("implementations", "command")  # fmt: skip
+        if name not in ("implementations", "command")
     ]
     ran = [
         (op, _brief(impl)) for op, impl in result.table("environment", "implementations").items()
@@ -193,7 +204,10 @@ def _environment(result: Result) -> str:
     left = f"<figure><h3>Software and machine</h3>{_pairs(rows)}</figure>"
     right = f"<figure><h3>Implementations that ran</h3>{_pairs(ran)}</figure>" if ran else ""
     command = result.text("environment", "command")
-    lists = [(name, result.root.get(key)) for key, name in (("quality", "Quality"), ("settings", "All settings"))]  # fmt: skip
+    lists = [
+        (name, result.root.get(key))
+        for key, name in (("quality", "Quality"), ("settings", "All settings"))
+    ]
     more = [
         f"<details><summary>{name}</summary><pre>{esc(json.dumps(value, indent=1)[:MAX_LISTED])}</pre></details>"
         for name, value in lists

@@ -46,14 +46,24 @@ def histogram(dist: Dist) -> str:
             parts.append(pen.rect(left + 0.5, y(count), width - 1, 190 - y(count), "bar", title))
     for tick in _inner_ticks(low, high):
         parts.append(pen.text(x(tick), 207, pen.figure(tick), "tick", "middle"))
-    marks = [(n, v) for n, v in (("p50", dist.p50), ("p95", dist.p95), ("p99", dist.p99)) if v is not None]  # fmt: skip
+    marks = [
+        (n, v)
+        for n, v in (("p50", dist.p50), ("p95", dist.p95), ("p99", dist.p99))
+        if v is not None
+    ]
     for row, (name, value) in enumerate(marks):
         high = 4 + 17 * (len(marks) - 1 - row)
         parts.append(pen.line(x(value), high, x(value), 190, "mark"))
         words = f"{name} {pen.figure(value, 'ms')}"
         near = x(value) > pen.WIDTH - 160
-        parts.append(pen.text(x(value) + (-6 if near else 6), high + 10, words, "note", "end" if near else "start"))  # fmt: skip
-    parts.append(pen.text(pen.WIDTH - 30, 224, f"ms between two chunks; {len(values)} chunks", "tick", "end"))  # fmt: skip
+        parts.append(
+            pen.text(
+                x(value) + (-6 if near else 6), high + 10, words, "note", "end" if near else "start"
+            )
+        )
+    parts.append(
+        pen.text(pen.WIDTH - 30, 224, f"ms between two chunks; {len(values)} chunks", "tick", "end")
+    )
     return pen.svg(240, parts, "Histogram of the time between two chunks")
 
 
@@ -67,7 +77,11 @@ def percentiles(rows: Sequence[tuple[str, Dist]]) -> str:
     x = pen.Scale(0, most, 230, pen.WIDTH - 240)
     bottom = 8 + 34 * len(rows)
     parts = [pen.line(x(t), 4, x(t), bottom) for t in ticks if t <= most * 1.001]
-    parts += [pen.text(x(t), bottom + 15, pen.figure(t), "tick", "middle") for t in ticks if t <= most * 1.001]  # fmt: skip
+    parts += [
+        pen.text(x(t), bottom + 15, pen.figure(t), "tick", "middle")
+        for t in ticks
+        if t <= most * 1.001
+    ]
     parts.append(pen.text(pen.WIDTH - 236, bottom + 30, "ms", "tick", "end"))
     for place, (name, dist) in enumerate(rows):
         y = 8 + 34 * place + 17

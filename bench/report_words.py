@@ -129,10 +129,18 @@ def stage_rows(result: Result) -> Iterator[list[str]]:
 
 def memory_rows(result: Result) -> Iterator[tuple[str, str]]:
     """What the run held at its peak, and what one history costs."""
-    for key, meaning in (("host_peak_mb", "host memory, peak"), ("gpu_peak_mb", "GPU memory, peak"), ("gpu_reserved_mb", "GPU memory, reserved")):  # fmt: skip
+    for key, meaning in (
+        ("host_peak_mb", "host memory, peak"),
+        ("gpu_peak_mb", "GPU memory, peak"),
+        ("gpu_reserved_mb", "GPU memory, reserved"),
+    ):
         value = result.number("memory", key)
         yield meaning, size_of(None if value is None else value * 1e6, "not available")
-    for key, meaning in (("kv_bytes", "KV pool, all blocks"), ("kv_bytes_per_history", "KV of one history, at most; siblings share"), ("block_bytes", "one KV block, a chunk in every layer")):  # fmt: skip
+    for key, meaning in (
+        ("kv_bytes", "KV pool, all blocks"),
+        ("kv_bytes_per_history", "KV of one history, at most; siblings share"),
+        ("block_bytes", "one KV block, a chunk in every layer"),
+    ):
         yield meaning, size_of(result.number("memory", key), "not measured")
 
 
@@ -141,7 +149,11 @@ def power_rows(result: Result) -> Iterator[tuple[str, str]]:
     if result.dist("power", "watts") is None:
         yield "power", "not available: " + (result.text("power", "reason") or "no reason given")
         return
-    for key, meaning, unit in (("watts", "power", "W"), ("sm_clock_mhz", "SM clock", "MHz"), ("temperature_c", "temperature", "°C")):  # fmt: skip
+    for key, meaning, unit in (
+        ("watts", "power", "W"),
+        ("sm_clock_mhz", "SM clock", "MHz"),
+        ("temperature_c", "temperature", "°C"),
+    ):
         dist = result.dist("power", key)
         if dist:
             reach = f"{figure(dist.low)} to {figure(dist.high)}"
@@ -153,7 +165,9 @@ def power_rows(result: Result) -> Iterator[tuple[str, str]]:
 
 
 def _what_ran(result: Result) -> str:
-    search = {key: result.text("settings", "search", key) for key in ("policy", "histories", "expansions")}  # fmt: skip
+    search = {
+        key: result.text("settings", "search", key) for key in ("policy", "histories", "expansions")
+    }
     counts = [
         _counted(result.number(key), key)
         for key in ("videos", "chunks", "frames")
@@ -188,7 +202,9 @@ def _on_what(result: Result) -> str:
         words.append(f"{place['linears']} products")
     if place["threads"] and _on_cpu(result):
         words.append(f"{place['threads']} CPU thread{'s' if place['threads'] != '1' else ''}")
-    words += [f"{name} {place[name]}" for name in ("torch", "triton", "cuda", "driver") if place[name]]  # fmt: skip
+    words += [
+        f"{name} {place[name]}" for name in ("torch", "triton", "cuda", "driver") if place[name]
+    ]
     words.append(f"commit {place['commit']}" if place["commit"] else "commit not known")
     return ", ".join(words) + "."
 

@@ -113,8 +113,20 @@ def test_table(tests: dict[str, dict[str, int]]) -> str:
 
 def line_table(results: Sequence[Result]) -> str:
     """A row per bench result."""
-    heads = ("result", "candidates", "precision", "pixel FPS", "chunk ms", "first chunk ms", "x released",
-             "x eager", "denoise ms", "of its roof", "GPU memory", "power")  # fmt: skip
+    heads = (
+        "result",
+        "candidates",
+        "precision",
+        "pixel FPS",
+        "chunk ms",
+        "first chunk ms",
+        "x released",
+        "x eager",
+        "denoise ms",
+        "of its roof",
+        "GPU memory",
+        "power",
+    )
     return table(heads, [_line_row(result) for result in results])
 
 

@@ -40,7 +40,9 @@ def test_the_same_scores_agree_everywhere():
 
 
 def test_the_reverse_never_agrees_and_loses_what_there_is_to_lose():
-    table = judged(lambda engine: {"reverse": reverse}, {"search.histories": 1, "search.expansions": 3})["reverse"].table()  # fmt: skip
+    table = judged(
+        lambda engine: {"reverse": reverse}, {"search.histories": 1, "search.expansions": 3}
+    )["reverse"].table()
     assert table["same_winner"]["count"] == table["same_set"]["count"] == 0
     assert table["kendall_tau"]["mean"] == -1.0
     assert table["lost"]["mean"] == pytest.approx(1.0)  # K = 1: the worst instead of the best
@@ -196,7 +198,9 @@ def test_a_judge_that_cannot_judge_agrees_with_nobody():
 
 
 def test_one_candidate_leaves_nothing_to_agree_on():
-    table = judged(lambda engine: {"same": same}, {"search.histories": 1, "search.expansions": 1})["same"].table()  # fmt: skip
+    table = judged(lambda engine: {"same": same}, {"search.histories": 1, "search.expansions": 1})[
+        "same"
+    ].table()
     assert table["same_winner"]["of"] == table["same_set"]["of"] == 0
     assert "nothing to choose" in agreement.show([table])
 

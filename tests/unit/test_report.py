@@ -281,7 +281,9 @@ def test_the_command_needs_no_plotting_library(tmp_path):
         "from runtime.bench.report import main; sys.exit(main())"
     )
     files = [str(tmp_path / "r.json"), str(tmp_path / "r.json"), "-o", str(tmp_path / "out.html")]
-    done = subprocess.run([sys.executable, "-c", code, *files], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, *files], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.html").stat().st_size > 10_000
 

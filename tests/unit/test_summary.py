@@ -106,12 +106,15 @@ FAILED tests/x.py::test_a - 3 passed in a sentence
     ("last", "counts"),
     [
         ("12 passed in 3.10s", {"passed": 12}),
-        ("===== 1 failed, 11 passed, 2 skipped in 61.00s (0:01:01) =====", {"failed": 1, "passed": 11, "skipped": 2}),
+        (
+            "===== 1 failed, 11 passed, 2 skipped in 61.00s (0:01:01) =====",
+            {"failed": 1, "passed": 11, "skipped": 2},
+        ),
         ("2 errors in 0.50s", {"error": 2}),
         ("1 error, 3 passed, 700 deselected in 9.9s", {"error": 1, "passed": 3, "deselected": 700}),
         ("Segmentation fault (core dumped)", {}),
     ],
-)  # fmt: skip
+)
 def test_outcomes_are_read_from_the_last_line_of_pytest(tmp_path, last, counts):
     (tmp_path / "tests.log").write_text(LOG.format(last))
     assert outcomes(tmp_path / "tests.log") == counts
@@ -119,7 +122,14 @@ def test_outcomes_are_read_from_the_last_line_of_pytest(tmp_path, last, counts):
 
 def row(impl, ms, **changes):
     base = {"op": "adaln", "shape": "B=4", "dtype": "bfloat16", "threads": 0, "speedup": 2.0}
-    return {**base, "impl": impl, "median_ms": ms, "share_of_ceiling": 0.8, "max_error": 1e-3, "device": H100} | changes  # fmt: skip
+    return {
+        **base,
+        "impl": impl,
+        "median_ms": ms,
+        "share_of_ceiling": 0.8,
+        "max_error": 1e-3,
+        "device": H100,
+    } | changes
 
 
 def folder(tmp_path, **files):
@@ -146,7 +156,10 @@ def test_everything_in_a_folder_is_in_the_summary(tmp_path):
     assert "| adaln | B=1 | bfloat16 | - | triton | 0.100 | 80 % | 2.00 | 1.0e-03 |" in lines
     assert "| tests.log | 12 | 0 | 0 | 0 |" in lines
     assert "| vae | skipped: 2 s left, wants 15 | 0 |" in lines
-    assert any(line.startswith("| line.json (random weights, wan-1.3b) | 4 | bfloat16 | 7.78 |") for line in lines)  # fmt: skip
+    assert any(
+        line.startswith("| line.json (random weights, wan-1.3b) | 4 | bfloat16 | 7.78 |")
+        for line in lines
+    )
     assert any("odd.json: neither a bench result nor rows" in line for line in lines)
     assert any("bad.json: want JSON" in line for line in lines)
     assert sum("not measured" in line for line in lines) == 3  # DiT, realtime, KV
