@@ -128,8 +128,8 @@ class Decoding:
                 for frames in [newest.frames[row]]
             ]
         parents = _states([branches[row] for row in kept])
-        frames, state = self._stream(self.decoder, parents, take_rows(latents, kept))
-        states = [self.decoder.rows(state, [place]) for place in range(len(kept))]
+        real = Newest(*self._stream(self.decoder, parents, take_rows(latents, kept)))
+        states = [real.state(place, self.decoder) for place in range(len(kept))]
         if self.cold or self.scoring is None:
             return [
                 Shown(one, one, after, None) for one, after in zip(real.frames, states, strict=True)
