@@ -55,7 +55,7 @@ class Rewards:
         self.scorer = Scorer(
             parts.image, parts.video, new, settings.memory, settings.released, rows
         )
-        self.sees_the_same = parts.scoring is full.decoding.scoring
+        self.sees_the_same = parts.scoring is full.parts.scoring
         self.past: list[tuple[Tensor, tuple[Tensor, ...], Any]] = []  # latents -> frames, state
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ class Rewards:
         branches = [candidate.branch for candidate in record.candidates]
         latents = torch.stack([candidate.latents for candidate in record.candidates])
         if self.sees_the_same:
-            newest = Newest(record.frames, None)
+            newest = Newest(record.frames)
         else:
             branches = [replace(branch, parent=self._seen(branch.parent)) for branch in branches]
             newest = self.decoding.newest(branches, latents)
@@ -87,7 +87,7 @@ class Rewards:
             (
                 survivor.latents[-1],
                 (*branches[row].parent.frames, newest.frames[row].clone())[-past:],
-                decoder.rows(newest.state, [row]) if decoder and newest.state is not None else None,
+                newest.state(row, decoder) if decoder and newest.states else None,
             )
             for row, survivor in zip(record.kept, record.survivors, strict=True)
         ]
