@@ -1,0 +1,208 @@
+"""Takes every number of one call of ``python -m runtime.bench``: videos in turns with their baselines, memory, power, ceilings."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.bench.clock import Ceiling, ceiling, narrow_matmul
+from runtime.bench.cost import LineCosts
+from runtime.bench.environment import command, environment, host_peak_mb, output_kind
+from runtime.bench.measure import WARMUP_CHUNKS, make_video
+from runtime.bench.power import Meter
+from runtime.bench.profile import profile
+from runtime.bench.sweep import Sweeper
+from runtime.bench.timing import Timing, speedup
+from runtime.engine import DTYPES, Engine, Parts
+from runtime.settings import Settings
+
+PROMPTS = (
+    "a red circle moving right quickly on a navy background",
+    "a yellow star bouncing sideways slowly on a black background",
+    "a cyan cross moving up slowly on a gray background",
+    "a green square moving left slowly on a navy background",
+    "a blue triangle bouncing vertically quickly on a gray background",
+    "a white circle moving down slowly on a forest background",
+    "a magenta star moving right slowly on a black background",
+    "a orange square bouncing diagonally quickly on a navy background",
+)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be measured, and how often."""
+
+    settings: Settings
+    baselines: Mapping[str, Settings]
+    repeats: int = 3
+    baseline_repeats: int = 3
+    warmups: int = 1
+    sweep: Sequence[str] = ()
+    sweep_seconds: float = 60.0
+    profile: Path | None = None
+    preset: str = ""
+    say: Say = lambda text: None  # progress, one line each
+
+    def batch(self, number: int) -> list[str]:
+        """The prompts of one batch; the same number means the same prompts, whoever makes them."""
+        count = self.settings.run.prompts
+        return [PROMPTS[(number * count + place) % len(PROMPTS)] for place in range(count)]
+
+
+@dataclass
+class Taken:
+    """The raw numbers."""
+
+    ours: Timing
+    theirs: dict[str, Timing]
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+def take(plan: Plan) -> dict[str, Any]:
+    """Every number, under the keys of the JSON file."""
+    engine = _warm(plan, plan.settings, None, "the measured settings")
+    meter = Meter.open(engine.parts.generator.device)
+    taken = _in_turns(plan, engine, meter)
+    _release()
+    result = _facts(plan, engine, taken)
+    result["power"] = meter.table(taken.ours.frames / engine.fps)
+    result["growth"] = _grown(plan, engine.parts)
+    if plan.profile is not None:
+        result["profile"] = str(profile(engine, plan.batch(0), plan.profile))
+    del engine
+    _release()
+    # Last: its buffers would be the peak of this process's memory.
+    limit = _ceiling(plan.settings)
+    result["ceilings"] = {**dataclasses.asdict(limit), "dtype": plan.settings.run.dtype}
+    result["stages"] = taken.ours.stages(limit)
+    result["stages_baseline"] = {name: t.stages(limit) for name, t in taken.theirs.items()}
+    return result
+
+
+def _warm(plan: Plan, settings: Settings, parts: Parts | None, name: str) -> Engine:
+    """An engine that has run: kernels are compiled, graphs captured, memory is allocated."""
+    plan.say(f"warming up {name}")
+    engine = Engine(settings, parts)
+    for number in range(plan.warmups):
+        make_video(engine, plan.batch(number), most=WARMUP_CHUNKS)
+    return engine
+
+
+def _in_turns(plan: Plan, engine: Engine, meter: Meter) -> Taken:
+    """A video of ours, one of each baseline, the next of ours ...: what slows the machine down hits all of them."""
+    device, prompts = engine.parts.generator.device, plan.settings.run.prompts
+    ours = Timing([], LineCosts.of(engine), prompts)
+    taken = Taken(ours, {name: Timing([], None, prompts) for name in plan.baselines})
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    rivals: dict[str, Engine] = {}
+    for number in range(plan.repeats):
+        plan.say(f"video {number + 1} of {plan.repeats}")
+        ours.videos.append(make_video(engine, plan.batch(number), meter=meter))
+        if number == 0:
+            taken.memory = memory_of(engine, ours)  # before a baseline takes its own
+            for name, other in plan.baselines.items():
+                rivals[name] = _warm(plan, other, _shared(plan.settings, other, engine), name)
+                taken.theirs[name].costs = LineCosts.of(rivals[name])
+        if number < plan.baseline_repeats:
+            for name, rival in rivals.items():
+                taken.theirs[name].videos.append(make_video(rival, plan.batch(number)))
+    return taken
+
+
+def _shared(settings: Settings, other: Settings, engine: Engine) -> Parts | None:
+    """The models of ``engine`` where a baseline differs in the order of work alone: they need not be there twice."""
+    same = other.with_changes({"run.schedule": settings.run.schedule}) == settings
+    return engine.parts if same else None
+
+
+def memory_of(engine: Engine, timing: Timing) -> dict[str, Any]:
+    """Peaks of the process and the GPU so far, and the KV pool."""
+    pool, device = engine.pool, engine.parts.generator.device
+    block = pool.kv.nbytes // pool.blocks
+    held = max((max(chunk.work.contexts) for chunk in timing.chunks), default=0)
+    cuda = device.type == "cuda"
+    return {
+        "host_peak_mb": host_peak_mb(),
+        "gpu_peak_mb": torch.cuda.max_memory_allocated(device) / 1e6 if cuda else None,
+        "gpu_reserved_mb": torch.cuda.max_memory_reserved(device) / 1e6 if cuda else None,
+        "kv_bytes": pool.nbytes,
+        "kv_bytes_per_history": held * block,  # the most that one held; siblings share them
+        "block_bytes": block,
+        "pool_blocks": pool.blocks,
+        "history_blocks": held,
+    }
+
+
+def _facts(plan: Plan, engine: Engine, taken: Taken) -> dict[str, Any]:
+    """What is known without ceilings."""
+    ours, theirs, settings = taken.ours, taken.theirs, plan.settings
+    ratios = {name: speedup(ours, other) for name, other in theirs.items()}
+    index, spans = ours.timeline()
+    cuda = engine.parts.generator.device.type == "cuda"
+    last = ours.videos[-1].chunks[-1].work
+    _, height, width = engine.parts.generator.latent_shape
+    return {
+        "speedup": {name: ratio for name, (ratio, _) in ratios.items()},
+        "speedup_spread": {name: list(spread) for name, (_, spread) in ratios.items()},
+        "pixel_fps": ours.pixel_fps,
+        "pixel_fps_baseline": {name: other.pixel_fps for name, other in theirs.items()},
+        "inside": inside(engine),
+        "latency": ours.latency(),
+        "latency_baseline": {name: other.latency() for name, other in theirs.items()},
+        "timeline": spans,
+        "timeline_chunk": index,
+        "host_ms": ours.host_ms() if cuda else None,
+        "memory": taken.memory,
+        "videos": len(ours.videos) * ours.prompts,
+        "videos_baseline": {name: len(t.videos) * t.prompts for name, t in theirs.items()},
+        "frames": ours.frames,
+        "chunks": len(ours.chunks),
+        "chunk_frames": last.frames,
+        "latent_size": [height, width],
+        "settings": dataclasses.asdict(settings),
+        "environment": {
+            **environment(settings, engine.implementations),
+            "preset": plan.preset,
+            "command": command(),
+        },
+    }
+
+
+def inside(engine: Engine) -> str:
+    """What the frames per second hold, in words."""
+    judged = engine.policy.judges or engine.policy.rates
+    rewards = "both rewards, " if judged else "no rewards (the policy asks none), "
+    return f"text, denoising, decoder, {rewards}search and writing ({output_kind()})"
+
+
+def _grown(plan: Plan, parts: Parts) -> dict[str, list[dict[str, Any]]]:
+    sweeper = Sweeper(plan.settings, parts, PROMPTS, plan.sweep_seconds)
+    growth: dict[str, list[dict[str, Any]]] = {}
+    for axis in plan.sweep:
+        growth[axis] = []
+        for point in sweeper.axis(axis):
+            plan.say(f"sweep over {axis}: {point['x']}")
+            growth[axis].append(point)
+    return growth
+
+
+def _ceiling(settings: Settings) -> Ceiling:
+    run = settings.run
+    limit = ceiling(run.device, DTYPES[run.dtype])
+    if run.linears != "dense" and torch.device(run.device).type == "cuda":
+        limit = dataclasses.replace(limit, narrow_tflop_per_s=narrow_matmul(run.device))
+    return limit
+
+
+def _release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
