@@ -84,7 +84,12 @@ def summary(result: dict[str, Any]) -> Iterator[str]:
         ("first chunk", "first_chunk_ms", "ms", "made and judged, text inside"),
         ("first frames", "first_shown_ms", "ms", "settled: nothing can change them any more"),
         ("next chunk", "inter_chunk_ms", "ms", "from chunk to chunk"),
-        ("settles after", "settle_delay_chunks", "later", "chunks made before all histories agree on one"),
+        (
+            "settles after",
+            "settle_delay_chunks",
+            "later",
+            "chunks made before all histories agree on one",
+        ),
     ):
         d = latency[key]
         if d["count"]:
