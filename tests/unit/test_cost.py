@@ -1,5 +1,7 @@
 """FLOPs and bytes by formula: against a count by hand, against the published figures, against torch's own counter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -112,24 +114,23 @@ def test_a_streamed_chunk_of_the_full_decoder_costs_what_is_published():
     )
 
 
-def line(**changes) -> LineCosts:
-    decoder = DecoderShape(ODD, 3, 5)
-    facts = dict(
-        dit=SMALL,
-        decoder=decoder,
-        passes=4,
-        batch_rows=0,
-        clean_all=False,
-        keep_last=False,
-        cold=False,
-    )
-    facts |= dict(reward_chunks=3, judges=True, whole=True)
-    return LineCosts(**{**facts, **changes})
+LINE = LineCosts(
+    dit=SMALL,
+    decoder=DecoderShape(ODD, 3, 5),
+    passes=4,
+    batch_rows=0,
+    clean_all=False,
+    keep_last=False,
+    cold=False,
+    reward_chunks=3,
+    judges=True,
+    whole=True,
+)
 
 
 def test_a_chunk_is_its_passes_the_survivors_clean_pass_and_a_decode():
     work = ChunkWork(5, contexts=(2, 2, 3, 3), kept=(1, 2), frames=12, last=False)
-    costs = line().chunk(work)
+    costs = LINE.chunk(work)
     assert costs["denoise"] == SMALL.forward([2, 2, 3, 3]).times(4)
     assert costs["memory"] == SMALL.clean([2, 3])
     assert costs["decode"] == DecoderShape(ODD, 3, 5).decode(4, 3, False)
@@ -137,7 +138,7 @@ def test_a_chunk_is_its_passes_the_survivors_clean_pass_and_a_decode():
 
 def test_the_released_order_pays_for_every_row_alone_and_decodes_cold():
     work = ChunkWork(5, contexts=(2, 2, 3, 3), kept=(1, 2), frames=12, last=False)
-    costs = line(batch_rows=1, clean_all=True, cold=True).chunk(work)
+    costs = replace(LINE, batch_rows=1, clean_all=True, cold=True).chunk(work)
     alone = sum((SMALL.forward([blocks]) for blocks in work.contexts), Cost())
     assert costs["denoise"] == alone.times(4)
     assert costs["memory"].flops == SMALL.clean(work.contexts).flops
@@ -150,13 +151,13 @@ def test_the_released_order_pays_for_every_row_alone_and_decodes_cold():
 
 def test_nothing_is_remembered_after_the_last_chunk_unless_it_is_kept():
     work = ChunkWork(5, contexts=(2,), kept=(0,), frames=12, last=True)
-    assert "memory" not in line().chunk(work)
-    assert line(keep_last=True).chunk(work)["memory"] == SMALL.clean([2])
+    assert "memory" not in LINE.chunk(work)
+    assert replace(LINE, keep_last=True).chunk(work)["memory"] == SMALL.clean([2])
 
 
 def test_what_has_no_formula_has_no_price():
     work = ChunkWork(0, contexts=(0,), kept=(0,), frames=9, last=False)
-    assert set(line(decoder=None, whole=False).chunk(work)) == {"memory"}
+    assert set(replace(LINE, decoder=None, whole=False).chunk(work)) == {"memory"}
 
 
 def test_an_engine_is_priced_as_it_stands():
