@@ -132,6 +132,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     settings = preset(args.preset).with_changes(changes)
     if settings.run.prompts < 1:
         raise ValueError("run.prompts: want at least 1 to time, got 0; --dry-run says what fits")
+    if "candidates" in args.sweep and settings.search.policy == "single":
+        raise ValueError("--sweep candidates: policy 'single' draws one whatever K and M are")
     return settings
 
 

@@ -149,12 +149,13 @@ def growth(axis: str, points: list[dict[str, Any]]) -> Iterator[str]:
 
 def beside(point: dict[str, Any]) -> str:
     """What else a point of the length axis knows."""
-    words = []
-    if "ratio_to_first" in point:
-        words.append(f"{point['ratio_to_first']:.2f}x, {point['context_blocks']:.1f} blocks")
-    if point.get("control_ms"):
-        words.append(f"fresh {milliseconds(point['control_ms'])}")
-    return f"  {', '.join(words)}" if words else ""
+    if "context_blocks" not in point:
+        return ""
+    words = [f"{point['context_blocks']:.1f} blocks"]
+    if point["ratio_to_control"] is not None:
+        fresh = milliseconds(point["control_ms"]["median"])
+        words.insert(0, f"{point['ratio_to_control']:.2f}x of fresh {fresh}")
+    return f"  {', '.join(words)}"
 
 
 def line(label: str, value: str, text: str) -> str:

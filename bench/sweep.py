@@ -23,7 +23,8 @@ HELD = {
     "candidates": "K x M grows, both about alike; videos of {chunks} chunks",
     "context": "the window grows, no sinks but the first chunk; chunks with a full window only; the model was not trained "
     "for other windows, so this is about speed alone",
-    "length": "one video; chunk n stands for its neighbourhood; beside it chunk 10 of a fresh video, timed in between",
+    "length": "one video; chunk n stands for its neighbourhood; fresh: the chunks around the tenth of short videos that were "
+    "timed in between, so that a machine that slowed down meanwhile slowed both",
     "prompts": "prompts in one batch, K and M each; ms per chunk of the whole batch, frames of all prompts",
 }
 CANDIDATES = ((1, 1), (1, 2), (2, 2), (2, 4), (4, 4))  # K, M
@@ -127,14 +128,15 @@ class Sweeper:
         )
         engine, control = (self.build(one, self.parts) for one in (settings, short))
         make_video(control, self._some(1), most=WARMUP_CHUNKS)
-        beside: dict[int, float] = {}
+        beside: dict[int, list[float]] = {place: [] for place in LENGTHS}
         ends = time.perf_counter() + self.seconds
-        places = {place + reach(place): place for place in LENGTHS}
+        # Before, in the middle of and after each neighbourhood.
+        stops = {p + step: p for p in LENGTHS for step in (-reach(p), 0, reach(p))}
 
         def after(index: int) -> None:
-            if index in places:
+            if index in stops:
                 fresh = near(make_video(control, self._some(1)).chunks, LENGTHS[0])
-                beside[places[index]] = statistics.median(chunk.wall_ms for chunk in fresh)
+                beside[stops[index]] += [chunk.wall_ms for chunk in fresh]
             if time.perf_counter() > ends and index >= LENGTHS[0] + reach(LENGTHS[0]):
                 raise Enough
 
@@ -145,7 +147,7 @@ class Sweeper:
         yield from self._length_points(taken, reached, beside)
 
     def _length_points(
-        self, taken: Sequence[ChunkTime], places: Sequence[int], beside: Mapping[int, float]
+        self, taken: Sequence[ChunkTime], places: Sequence[int], beside: Mapping[int, list[float]]
     ) -> Iterator[dict[str, Any]]:
         first: float | None = None
         for place in places:
@@ -157,7 +159,10 @@ class Sweeper:
                 "chunk_ms": dist([chunk.wall_ms for chunk in chunks]),
                 "pixel_fps": _pixel_fps(chunks, 1),
                 "ratio_to_first": median / first,
-                "control_ms": beside.get(place),
+                "control_ms": dist(beside.get(place, [])),
+                "ratio_to_control": median / statistics.median(beside[place])
+                if beside.get(place)
+                else None,
                 "context_blocks": statistics.mean(max(c.work.contexts) for c in chunks),
             }
 

@@ -3,7 +3,6 @@
 import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,64 +13,9 @@ from runtime.bench.cost import ChunkWork, Cost
 from runtime.bench.measure import ChunkTime, Enough, VideoTime, make_video
 from runtime.bench.numbers import dist, percentile
 from runtime.bench.timing import Timing, least_ms, speedup
-from runtime.settings import Settings
-from runtime.telemetry import Span, StageClock
+from runtime.telemetry import Span
 from tests.fake_engine import FakeEngine
-
-NAP = 0.01
-
-
-class TimedEngine(FakeEngine):
-    """A fake engine with a clock: every chunk naps in "denoise"; two histories agree one chunk later."""
-
-    def __init__(self, chunks=4):
-        super().__init__(Settings().with_changes({"seconds": 0.75 * chunks}), before=self._nap)
-        self.chunks, self.clock = chunks, StageClock(torch.device("cpu"))
-
-    def _nap(self, index):
-        self.clock.take()
-        with self.clock.stage("denoise"):
-            time.sleep(NAP)
-
-    def stream(self, prompt, *, watch=None):
-        def timed(record):
-            watch(replace(record, stage_ms=self.clock.take()))
-
-        return super().stream(prompt, watch=timed)
-
-    def stream_many(self, prompts, *, watch=None):
-        """All prompts in step, as one batch: a chunk's records follow one another, then what settled of it."""
-        records = []
-        lines = [FakeEngine(self.settings).stream(p, watch=records.append) for p in prompts]
-        events = [(place, event) for place, line in enumerate(lines) for event in line]
-        for index in range(self.chunks):
-            self._nap(index)
-            stage_ms = self.clock.take()
-            for record in [record for record in records if record.index == index]:
-                watch(replace(record, stage_ms=stage_ms))
-                stage_ms = {}
-            yield from ((place, event) for place, event in events if event.index == index)
-
-
-class Sink:
-    """A writer that takes its time."""
-
-    opened: list = []
-
-    def __init__(self):
-        self.frames, self.closed = 0, False
-        Sink.opened.append(self)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        time.sleep(NAP / 2)
-        self.closed = True
-
-    def add(self, frames):
-        time.sleep(NAP / 2)
-        self.frames += len(frames)
+from tests.timed_engine import NAP, Sink, TimedEngine
 
 
 @pytest.fixture(autouse=True)
