@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from runtime.attention import Attend, Attention, GatheredAttention, build_attention
 from runtime.bench.op import Case, main
 from runtime.bench.tune import Tunable, rounding
+from runtime.buffers import DevicePlan, PlanBuffers
 from runtime.kernels.window_attention import BlockContext, window_attention
 from runtime.kernels.window_attention_triton import SPACE
 from runtime.types import ChunkPlan
@@ -45,7 +46,7 @@ def cases(device: torch.device, size: str) -> Iterator[Case]:
 
 def _problem(
     device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]
-) -> tuple[Tensor, ChunkPlan, Tensor]:
+) -> tuple[Tensor, DevicePlan, Tensor]:
     """A layer's keys and values [2, N, S, H, D], which blocks each row sees, and q, k, v [3, B, S, H, D]."""
     rows, blocks, tokens, heads, head_dim = sizes
     source = torch.Generator(device).manual_seed(0)
@@ -55,7 +56,9 @@ def _problem(
     qkv = torch.randn(3, rows, *shape[2:], generator=source, device=device).to(dtype)
     histories = [tuple(range(p * blocks, (p + 1) * blocks)) for p in range(parents)]
     seen = tuple(histories[row * parents // rows] for row in range(rows))
-    return kv, ChunkPlan(0, 0, seen, tuple((0,) * blocks for _ in seen)), qkv
+    zeros = (0,) * rows
+    plan = ChunkPlan(zeros, seen, tuple((0,) * blocks for _ in seen), zeros, zeros)
+    return kv, PlanBuffers(shape[1], 1, device).upload(plan), qkv
 
 
 def _case(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> Case:
@@ -81,7 +84,7 @@ def tunables(device: torch.device) -> Iterator[Tunable]:
     for tokens, heads, head_dim in ((48, 6, 32), (4_680, 12, 128)):
         case = _problem(device, torch.bfloat16, (4, 3, tokens, heads, head_dim))
         kv, plan, (q, k, v) = case
-        table = torch.tensor(plan.blocks, dtype=torch.int32, device=device)
+        table = torch.tensor(plan.host.blocks, dtype=torch.int32, device=device)
         counts = torch.full((len(q),), table.shape[1], dtype=torch.int32, device=device)
         context = BlockContext(*kv, table, counts)
         for form, descriptors in (("descriptors", 1), ("pointers", 0)):
@@ -99,7 +102,7 @@ def tunables(device: torch.device) -> Iterator[Tunable]:
                 )
 
 
-def _attentions(kv: Tensor, plan: ChunkPlan, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Attend]:
+def _attentions(kv: Tensor, plan: DevicePlan, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Attend]:
     """What runs on this machine, ready to attend; the first is the baseline."""
     attentions: dict[str, Attention] = {"sdpa": build_attention("sdpa", kv)}
     attentions |= {n: GatheredAttention(n, kv, _forced(b)) for n, b in FORCED.items() if kv.is_cuda}
@@ -133,14 +136,14 @@ def _forced(backend: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _sample(
-    kv: Tensor, plan: ChunkPlan, q: Tensor, k: Tensor, v: Tensor
+    kv: Tensor, plan: DevicePlan, q: Tensor, k: Tensor, v: Tensor
 ) -> Callable[[Tensor], float]:
     """The largest error of some queries against float64: first and last row and head, the last queries of the chunk."""
     last = slice(max(q.shape[1] - 256, 0), None)
     places = {(row, head) for row in (0, len(q) - 1) for head in (0, q.shape[2] - 1)}
     exact = {}
     for row, head in places:
-        blocks = list(plan.blocks[row])
+        blocks = list(plan.host.blocks[row])
         keys, values = (
             torch.cat([*pool[blocks, :, head], own[row, :, head]]).double()
             for pool, own in ((kv[0], k), (kv[1], v))

@@ -128,14 +128,19 @@ def streams(
     seeds: Sequence[int], chunks: Sequence[int], draw: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """[B, 3] int64 on ``device``: what tells each row's draw from all others. Checks every number on the host."""
+    return upload(stream_words(seeds, chunks, draw), torch.int64, device).view(len(seeds), 3)
+
+
+def stream_words(seeds: Sequence[int], chunks: Sequence[int], draw: int) -> list[int]:
+    """``streams`` as a flat list. ValueError for a number outside its range."""
     if len(seeds) != len(chunks):
         raise ValueError(f"chunks: want one for each of the {len(seeds)} seeds, got {len(chunks)}")
     draw = _whole("draw", draw, 32)
-    rows = []
+    words: list[int] = []
     for seed, chunk in zip(seeds, chunks, strict=True):
         seed = _whole("seed", seed, 64)
-        rows.append((seed - (seed >> 63 << 64), _whole("chunk", chunk, 32), draw))
-    return upload(rows, torch.int64, device).view(len(rows), 3)
+        words += (seed - (seed >> 63 << 64), _whole("chunk", chunk, 32), draw)
+    return words
 
 
 def upload(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -127,55 +127,77 @@ def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
     settings, jobs = build_settings(options), build_jobs(options)
     check_files(jobs)
     engine = build(settings)
-    for index, job in enumerate(jobs):
+    for job in jobs:
         if words := engine.unknown_words(job.prompt):
             complain("warning", f"the model does not know these words: {', '.join(words)}")
-        label = f"prompt {index + 1}/{len(jobs)}" if len(jobs) > 1 else "chunk"
-        produce(engine, job, settings, options, label)
+    for first in range(0, len(jobs), engine.batch_prompts):
+        group = jobs[first : first + engine.batch_prompts]
+        last = first + len(group)
+        which = f"{last}" if len(group) == 1 else f"{first + 1}-{last}"
+        label = f"prompt {which}/{len(jobs)}" if len(jobs) > 1 else "chunk"
+        produce(engine, group, settings, options, label)
 
 
-def produce(engine: Engine, job: Job, settings: Settings, options: Namespace, label: str) -> None:
-    """One prompt, one video. Whatever ends it early, the chunks before are in the file."""
+def produce(
+    engine: Engine, jobs: Sequence[Job], settings: Settings, options: Namespace, label: str
+) -> None:
+    """Prompts that share a batch, one video each. Whatever ends them early, the chunks before are in the files."""
+    with contextlib.ExitStack() as stack:
+        sinks = [open_sinks(engine, job, settings, options, stack) for job in jobs]
+        watch = stack.enter_context(watching(sinks, label, options.quiet))
+        try:
+            prompts = [job.prompt for job in jobs]
+            for number, event in engine.stream_many(prompts, watch=watch):
+                sinks[number].settle(event)
+        except KeyboardInterrupt as stop:
+            for one in sinks:
+                one.save_best()
+            at = f"after chunk {sinks[0].story.made} of {engine.chunks}"
+            raise type(stop)(f"{at}; {kept(sinks)}") from None
+        except (RuntimeError, OSError, MemoryError) as error:
+            raise RuntimeError(f"{error or type(error).__name__}; {kept(sinks)}") from error
+        seconds = time.perf_counter() - sinks[0].story.began
+    if not options.quiet:
+        for job, one in zip(jobs, sinks, strict=True):
+            report(job, settings, one, seconds)
+
+
+def open_sinks(
+    engine: Engine, job: Job, settings: Settings, options: Namespace, stack: contextlib.ExitStack
+) -> Sinks:
+    """The files of one video, closed with ``stack``."""
     from runtime.trace import TraceWriter
     from runtime.video import VideoWriter
 
-    with contextlib.ExitStack() as stack:
-        video = stack.enter_context(
-            VideoWriter(job.output, engine.fps, scale=options.scale, ops=engine.settings.run.ops)
-        )
-        trace = stack.enter_context(TraceWriter(job.trace)) if job.trace else None
-        if trace:
-            ops = engine.implementations
-            trace.begin(job.prompt, settings, engine.fps, engine.chunks, ops)
-        sinks = Sinks(video, trace, Story(engine.chunks))
-        watch = stack.enter_context(watching(sinks, label, options.quiet))
-        try:
-            for event in engine.stream(job.prompt, watch=watch):
-                sinks.settle(event)
-        except KeyboardInterrupt as stop:
-            sinks.save_best()
-            at = f"after chunk {sinks.story.made} of {engine.chunks}"
-            raise type(stop)(f"{at}; {sinks.kept}") from None
-        except (RuntimeError, OSError, MemoryError) as error:
-            raise RuntimeError(f"{error or type(error).__name__}; {sinks.kept}") from error
-        seconds = time.perf_counter() - sinks.story.began
-    if not options.quiet:
-        report(job, settings, sinks, seconds)
+    writer = VideoWriter(job.output, engine.fps, scale=options.scale, ops=settings.run.ops)
+    video = stack.enter_context(writer)
+    trace = stack.enter_context(TraceWriter(job.trace)) if job.trace else None
+    if trace:
+        trace.begin(job.prompt, settings, engine.fps, engine.chunks, engine.implementations)
+    return Sinks(video, trace, Story(engine.chunks))
+
+
+def kept(sinks: Sequence[Sinks]) -> str:
+    """What is in the files."""
+    return "; ".join(one.kept for one in sinks)
 
 
 @contextlib.contextmanager
-def watching(sinks: Sinks, label: str, quiet: bool) -> Iterator[Callable[[ChunkRecord], None]]:
-    """A ``Watch`` that feeds story, trace and, on a terminal, a progress bar."""
+def watching(
+    sinks: Sequence[Sinks], label: str, quiet: bool
+) -> Iterator[Callable[[ChunkRecord], None]]:
+    """A ``Watch`` that feeds each video's story and trace and, on a terminal, a progress bar."""
     from tqdm import tqdm
 
-    story = sinks.story
-    with tqdm(total=story.chunks, desc=label, unit="chunk", disable=quiet or None) as bar:
+    chunks = sum(one.story.chunks for one in sinks)
+    with tqdm(total=chunks, desc=label, unit="chunk", disable=quiet or None) as bar:
 
         def watch(record: ChunkRecord) -> None:
-            story.watch(record)
-            if sinks.trace:
-                sinks.trace(record)
-            bar.set_postfix_str(story.pace, refresh=False)
+            mine = sinks[record.prompt]
+            mine.story.watch(record)
+            if mine.trace:
+                mine.trace(record)
+            bar.set_postfix_str(mine.story.pace, refresh=False)
             bar.update()
 
         yield watch

@@ -12,10 +12,16 @@ from typing import Any, NoReturn
 
 import runtime
 from runtime.output import OutputFile
-from runtime.settings import PRESETS, PROMPT_CHARACTERS, Settings, preset, setting_names
+from runtime.settings import (
+    MAX_PROMPTS,
+    PRESETS,
+    PROMPT_CHARACTERS,
+    Settings,
+    preset,
+    setting_names,
+)
 
 PROMPTS_FILE_BYTES = 4 * 2**20
-MAX_PROMPTS = 1000
 MAX_SCALE = 16
 SUFFIXES = ("", ".mp4", ".m4v")
 DASH = "a prompt that begins with '-' goes last, after '--'"
@@ -33,6 +39,8 @@ FLAGS = {  # option -> the setting it changes, what its value is called, what it
     "fidelity": ("fidelity", "NAME", "paper, or released for what its code does (default: paper)"),
     "schedule": ("run.schedule", "NAME", "survivors, or released for its order of work"),
     "attention": ("run.attention", "NAME", "auto, sdpa, triton, varlen, fa2, fa3, fa4, reference"),
+    "device": ("run.device", "NAME", "cpu, cuda or cuda:N (default: cpu)"),
+    "batch": ("run.prompts", "N", "prompts that share every batch (default: 1)"),
     "rope": ("memory.rope", "NAME", "absolute, or relative for videos beyond a minute"),
 }
 SWITCHES = {  # option that turns its setting off
@@ -98,7 +106,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.prompt is not None and not extra[0].startswith("-"):
         raise ValueError(f"unexpected {extra[0]!r}; put the whole prompt in quotes")
     known = re.findall(r"--[a-z-]+", parser.format_help())
-    guess = difflib.get_close_matches(extra[0].partition("=")[0], known, n=1)
+    name = extra[0].partition("=")[0]
+    guess = difflib.get_close_matches(name, known, n=1) if name.startswith("--") else []
     hint = f"did you mean {guess[0]}?" if guess else DASH
     raise ValueError(f"{extra[0]}: no such option; {hint}")
 

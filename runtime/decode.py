@@ -1,5 +1,7 @@
 """Latents to frames, two ways: streamed on from each history's own state, or cold from an empty one as released.
 
+Rewards may be shown what a faster decoder makes of the latents; the viewer always gets the frames of the real one.
+
 Legend: B rows, F latent frames of a chunk, T pixel frames, K survivors.
 """
 
@@ -12,24 +14,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.types import Branch, Decoder, row_ranges
+from runtime.types import Branch, Decoder, Shown, row_ranges, take_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Newest:
-    """The decoded newest chunk of every candidate, and the decoder states after it (None when decoded cold)."""
+    """The newest chunk of every candidate as the rewards see it, and the state after it of what decoded it (None: cold)."""
 
     frames: Tensor  # [B, T, 3, H, W]
     state: Any
 
 
 class Decoding:
-    """Decodes candidates for the rewards and survivors for the viewer; streamed decoding does both at once."""
+    """Decodes candidates for the rewards and survivors for the viewer; streamed by one decoder it does both at once."""
 
     def __init__(
-        self, decoder: Decoder, window_chunks: int, cold: bool, batch_rows: int = 0
+        self,
+        decoder: Decoder,
+        window_chunks: int,
+        cold: bool,
+        batch_rows: int = 0,
+        scoring: Decoder | None = None,
     ) -> None:
+        """``scoring`` decodes for the rewards; None: the decoder itself."""
         self.decoder = decoder
+        self.scoring = scoring
         self.window_chunks = window_chunks
         self.cold = cold
         self.batch_rows = batch_rows
@@ -37,12 +46,16 @@ class Decoding:
     def newest(self, branches: Sequence[Branch], latents: Tensor) -> Newest:
         """The newest chunk as the image reward sees it. latents [B, F, C, h, w]."""
         if self.cold:
-            parts = [
-                self.decoder.decode(latents[r.start : r.stop], None)[0]
-                for r in self._batches(latents)
-            ]
-            return Newest(torch.cat(parts), None)
-        return Newest(*self._stream(branches, latents))
+            return Newest(self._cold(latents), None)
+        if self.scoring:
+            past = [branch.parent.scoring for branch in branches]
+            return Newest(*self._stream(self.scoring, past, latents))
+        return Newest(*self._stream(self.decoder, _states(branches), latents))
+
+    def preview(self, latents: Tensor) -> Tensor:
+        """One frame of every row, [B, 1, 3, H, W]: its last latent frame as if a video began with it. A twelfth of the
+        work of a chunk, to judge what is not finished. latents [B, F, C, h, w]."""
+        return self._cold(latents[:, -1:])
 
     def window(self, branches: Sequence[Branch], latents: Tensor, newest: Newest) -> Tensor:
         """The recent window as the video reward sees it, [B, T, 3, H, W]."""
@@ -59,35 +72,55 @@ class Decoding:
 
     def shown(
         self, branches: Sequence[Branch], latents: Tensor, newest: Newest, kept: Sequence[int]
-    ) -> tuple[list[Tensor], list[Any]]:
-        """Frames and decoder state of each kept row, as the video will show them."""
-        if not self.cold:
-            return [newest.frames[row] for row in kept], [
-                self.decoder.rows(newest.state, [row]) for row in kept
+    ) -> list[Shown]:
+        """Each kept row's chunk as the video will show it."""
+        if not self.cold and self.scoring is None:
+            return [
+                Shown(frames, frames, self.decoder.rows(newest.state, [row]), None)
+                for row in kept
+                for frames in [newest.frames[row]]
             ]
-        frames, state = self._stream([branches[row] for row in kept], latents[list(kept)])
-        return list(frames), [self.decoder.rows(state, [row]) for row in range(len(kept))]
+        parents = _states([branches[row] for row in kept])
+        frames, state = self._stream(self.decoder, parents, take_rows(latents, kept))
+        states = [self.decoder.rows(state, [place]) for place in range(len(kept))]
+        if self.cold or self.scoring is None:
+            return [Shown(one, one, after, None) for one, after in zip(frames, states, strict=True)]
+        return [
+            Shown(one, newest.frames[row], after, self.scoring.rows(newest.state, [row]))
+            for row, one, after in zip(kept, frames, states, strict=True)
+        ]
 
-    def _stream(self, branches: Sequence[Branch], latents: Tensor) -> tuple[Tensor, Any]:
+    def _stream(self, decoder: Decoder, past: Sequence[Any], latents: Tensor) -> tuple[Tensor, Any]:
+        """Frames and states after them of rows that go on from states ``past``."""
         frames, states = [], []
         for rows in self._batches(latents):
-            parents = self.decoder.stack([branches[row].parent.decoder for row in rows])
-            newest, state = self.decoder.decode(latents[rows.start : rows.stop], parents)
+            parents = decoder.stack([past[row] for row in rows])
+            newest, state = decoder.decode(latents[rows.start : rows.stop], parents)
             frames.append(newest)
             states.append(state)
-        return torch.cat(frames), self.decoder.stack(states)
+        return torch.cat(frames), decoder.stack(states)
+
+    def _cold(self, latents: Tensor) -> Tensor:
+        decoder = self.scoring or self.decoder
+        parts = [decoder.decode(latents[r.start : r.stop], None)[0] for r in self._batches(latents)]
+        return torch.cat(parts)
 
     def _cold_window(self, branches: Sequence[Branch], latents: Tensor, rows: range) -> Tensor:
+        decoder = self.scoring or self.decoder
         past = [_last(branches[row].parent.latents, self.window_chunks - 1) for row in rows]
         chunks = [torch.stack(column) for column in zip(*past, strict=True)]
         frames, state = [], None
         for chunk in [*chunks, latents[rows.start : rows.stop]]:
-            decoded, state = self.decoder.decode(chunk, state)
+            decoded, state = decoder.decode(chunk, state)
             frames.append(decoded)
         return torch.cat(frames, dim=1)
 
     def _batches(self, latents: Tensor) -> list[range]:
         return row_ranges(len(latents), self.batch_rows)
+
+
+def _states(branches: Sequence[Branch]) -> list[Any]:
+    return [branch.parent.decoder for branch in branches]
 
 
 def _last(values: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:

@@ -1,81 +1,45 @@
-"""The loop from a prompt to settled chunks: read this first. Every line of ``Engine._chunk`` is one room."""
+"""The loop from prompts to settled chunks: read this first. Every line of ``Engine._chunk`` is one room."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from runtime import noise as noise_room
 from runtime.decode import Decoding, Newest
 from runtime.denoise import Denoiser
+from runtime.drawing import Drawing
 from runtime.emit import Emitter
-from runtime.generators import Generator, load_generator
-from runtime.generators.wan import TextContext
+from runtime.grow import grow, grow_candidates
 from runtime.kernels.dispatch import implementation
+from runtime.lanes import Lanes
+from runtime.lines import Ahead, Drawn, Line, Turn, Video, rows_in, spans_of
 from runtime.memory import KVPool, Lease, MemoryKeeper, pool_blocks
-from runtime.plan import plan_chunk
-from runtime.rewards import load_reward
+from runtime.parts import Parts, build_policy_of
+from runtime.remembering import Remembering
 from runtime.score import Place, Scorer
-from runtime.search import SearchPolicy, build_policy, within_horizon
-from runtime.settings import CHUNK_FRAMES, PROMPT_CHARACTERS, Settings
+from runtime.search import within_horizon
+from runtime.settings import CHUNK_FRAMES, MAX_PROMPTS, PROMPT_CHARACTERS, Settings
+from runtime.speculation import Speculation
 from runtime.telemetry import StageClock
 from runtime.types import (
-    Branch,
     Candidate,
-    Chunk,
     ChunkEvent,
     ChunkRecord,
     Memory,
-    NoiseSource,
-    RewardModel,
     Route,
     Scores,
+    Shown,
     Slot,
     Trajectory,
     Watch,
 )
 
 UNJUDGED = Scores(math.nan, math.nan, math.nan)
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What an engine is made of. Tests and replays hand in their own; everybody else names parts in ``Settings``."""
-
-    generator: Generator
-    image: RewardModel | None  # None where the policy asks no reward
-    video: RewardModel | None
-    noise: NoiseSource
-    final: RewardModel | None = None  # rates whole videos at the end; None: the video reward
-
-    @staticmethod
-    def load(settings: Settings) -> Parts:
-        run, policy = settings.run, build_policy_of(settings)
-        device, dtype = find_device(run.device), DTYPES[run.dtype]
-        asked = policy.judges or policy.rates
-        return Parts(
-            load_generator(run.generator, device, dtype, run.ops),
-            load_reward(settings.reward.image, run.device) if asked else None,
-            load_reward(settings.reward.video, run.device) if asked else None,
-            noise_room.PhiloxNoise(device, dtype, run.ops),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Video:
-    """One video in the making: what does not change from chunk to chunk."""
-
-    prompt: str
-    text: TextContext
-    lease: Lease
-    emitter: Emitter
-    watch: Watch | None
 
 
 def check_prompt(prompt: str) -> None:
@@ -87,33 +51,44 @@ def check_prompt(prompt: str) -> None:
 
 
 class Engine:
-    """Generates one video at a time, chunk by chunk, through every part of Stream-T1."""
+    """Generates videos chunk by chunk through every part of Stream-T1: one, or several whose candidates share batches."""
 
     def __init__(self, settings: Settings | None = None, parts: Parts | None = None) -> None:
         self.settings = settings = settings or Settings()
-        self.parts = parts or Parts.load(settings)
-        generator = self.parts.generator
+        self.parts = parts = parts or Parts.load(settings)
+        generator = parts.generator
         wasteful = settings.run.schedule == "released"
-        rows = 1 if wasteful else settings.run.batch_rows
+        run = replace(settings.run, batch_rows=1) if wasteful else settings.run
         self.fps = generator.fps
         self.chunks = chunks_for(settings.seconds, generator.fps, generator.time_stride)
         self.policy = build_policy_of(settings)
-        self.clean_all = wasteful
+        self.batch_prompts = run.prompts
         shape, dtype, device = generator.block_shape, generator.dtype, generator.device
-        self.pool = KVPool(self._blocks(), shape, dtype, device, settings.run.ops)
+        self.pool = KVPool(self._blocks(), shape, dtype, device, run.ops)
         memory = settings.memory if self.policy.sinks else replace(settings.memory, sinking=False)
         self.keeper = MemoryKeeper(memory, self.pool, settings.released, settings.search.seed)
-        self.denoiser = Denoiser(
-            generator.dit, self.pool, generator.schedule, rows, settings.run.attention
+        self.denoiser = Denoiser(generator.dit, self.pool, generator.schedule, parts.noise, run)
+        # Nobody but a reward looks at cold frames.
+        cold = (settings.released or wasteful) and self.policy.judges
+        scoring = parts.scoring if self.policy.judges else None
+        self.decoding = Decoding(
+            generator.decoder, settings.reward.window_chunks, cold, run.batch_rows, scoring
         )
-        cold = (
-            settings.released or wasteful
-        ) and self.policy.judges  # nobody else looks at cold frames
-        self.decoding = Decoding(generator.decoder, settings.reward.window_chunks, cold, rows)
         self.scorer = Scorer(
-            self.parts.image, self.parts.video, settings.reward, memory, settings.released, rows
+            parts.image,
+            parts.video,
+            settings.reward,
+            memory,
+            settings.released,
+            run.batch_rows,
         )
-        self.clock = StageClock(generator.device)
+        self.lanes = Lanes(device, run.overlap)
+        self.clock = StageClock(device)
+        self.drawing = Drawing(
+            settings, parts, self.denoiser, self.decoding, self.scorer, self.clock
+        )
+        self.remembering = Remembering(settings.memory, self.denoiser, self.keeper, wasteful)
+        self.speculation = Speculation(settings, self.drawing, self.denoiser, self.keeper)
 
     @property
     def implementations(self) -> dict[str, str]:
@@ -128,6 +103,7 @@ class Engine:
             "ema_merge": self.pool.impl,
             "qk_norm_rope": dit,
             "adaln": dit,
+            "graphs": self.denoiser.graphs.mode,
         }
 
     def unknown_words(self, prompt: str) -> list[str]:
@@ -140,9 +116,22 @@ class Engine:
         ``watch`` is called with a ``ChunkRecord`` after every chunk. Raises ValueError for a bad prompt and RuntimeError
         when this engine is already generating.
         """
-        check_prompt(prompt)
+        return _events(self.stream_many([prompt], watch=watch))
+
+    def stream_many(
+        self, prompts: Sequence[str], *, watch: Watch | None = None
+    ) -> Iterator[tuple[int, ChunkEvent]]:
+        """``stream`` for several prompts: pairs of a prompt's index and its next settled chunk.
+
+        ``run.prompts`` of them at a time share every batch: a chunk of each is made per turn. A video does not depend on
+        its company but for rounding. Raises as ``stream``.
+        """
+        if not 1 <= len(prompts) <= MAX_PROMPTS:
+            raise ValueError(f"prompts: want 1 to {MAX_PROMPTS}, got {len(prompts)}")
+        for prompt in prompts:
+            check_prompt(prompt)
         self._check_idle()
-        return self._stream(prompt, watch)
+        return self._stream(prompts, watch)
 
     def _check_idle(self) -> None:
         if self.pool.used:
@@ -150,135 +139,163 @@ class Engine:
                 "this engine is already generating a video; finish or close it, or build a second one"
             )
 
-    def _stream(self, prompt: str, watch: Watch | None) -> Iterator[ChunkEvent]:
-        self._check_idle()  # another stream may have begun since this one was asked for
-        self.clock.take()
+    def _stream(
+        self, prompts: Sequence[str], watch: Watch | None
+    ) -> Iterator[tuple[int, ChunkEvent]]:
+        numbered = list(enumerate(prompts))
+        for first in range(0, len(numbered), self.batch_prompts):
+            self._check_idle()  # another stream may have begun since this one was asked for
+            self.clock.take()
+            with contextlib.ExitStack() as stack:
+                group = numbered[first : first + self.batch_prompts]
+                lines = [self._begin(*one, watch, stack) for one in group]
+                for index in range(self.chunks):
+                    lines, settled = self._chunk(lines, index)
+                    yield from settled
+                for line in lines:
+                    yield from _numbered(line.video, line.video.emitter.flush(self._best(line)))
+
+    def _begin(
+        self, number: int, prompt: str, watch: Watch | None, stack: contextlib.ExitStack
+    ) -> Line:
         with self.clock.stage("text"):
             text = self.parts.generator.encode(prompt)
+        lease = stack.enter_context(self.pool.lease())
         emitter = Emitter(self.settings.search.horizon_chunks)
-        with self.pool.lease() as lease:
-            video = Video(prompt, text, lease, emitter, watch)
-            survivors: tuple[Trajectory, ...] = (Trajectory(),)
-            for index in range(self.chunks):
-                survivors, settled = self._chunk(survivors, index, video)
-                yield from settled
-            yield from emitter.flush(self._best(survivors, video))
+        return Line(Video(number, prompt, text, lease, emitter, watch), (Trajectory(),))
 
     @torch.no_grad()
     def _chunk(
-        self, survivors: tuple[Trajectory, ...], index: int, video: Video
-    ) -> tuple[tuple[Trajectory, ...], list[ChunkEvent]]:
-        """One turn of the line: the histories after chunk ``index``, and what can be shown now."""
+        self, lines: Sequence[Line], index: int
+    ) -> tuple[list[Line], list[tuple[int, ChunkEvent]]]:
+        """One turn: all lines after chunk ``index``, and what can be shown now."""
         stage = self.clock.stage
-        with stage("memory"):
-            survivors = self.keeper.make_room(survivors, video.lease)
-        branches = self.policy.expand(survivors, index)
-        plan = plan_chunk(branches, index, self.settings.memory)
-        with stage("noise"):
-            noise = self._propagate(branches)
-        with stage("denoise"):
-            latents = self.denoiser.run(plan, noise, partial(self._renoise, branches), video.text)
+        places = [Place(line.video.prompt, self.fps, index, self.chunks) for line in lines]
+        lines, drawn = self._next(lines, places, index)
         with stage("decode"):
-            newest = self.decoding.newest(branches, latents)
-        verdicts = self._judge(
-            branches, latents, newest, Place(video.prompt, self.fps, index, self.chunks)
-        )
+            newest = self.decoding.newest(drawn.branches, drawn.latents)
+        verdicts, ahead = self._judge(lines, drawn, newest, places)
         with stage("select"):
-            candidates = grow_candidates(branches, noise, latents, verdicts)
-            kept = self.policy.select(candidates)
+            pools = [
+                grow_candidates(drawn.branches[s], drawn.noise[s], drawn.latents[s], verdicts[s])
+                for s in drawn.spans
+            ]
+            kept = [self.policy.select(pool) for pool in pools]
+            rows = rows_in(drawn.spans, kept)
+            ahead = ahead and self.speculation.checked(ahead, rows, lines[0].video.lease)
         with stage("decode"):
-            frames, states = self.decoding.shown(branches, latents, newest, kept)
+            shown = self.decoding.shown(drawn.branches, drawn.latents, newest, rows)
         with stage("memory"):
-            memories = self._remember(candidates, kept, index, video)
-            for history in survivors:
-                video.lease.drop(history.memory.slots)
-        grown = tuple(
-            self._grow(candidates[row], index, *values)
-            for row, *values in zip(kept, memories, frames, states, strict=True)
-        )
+            memories = self._remember(lines, drawn, verdicts, rows, index, ahead)
         with stage("emit"):
-            alive = self._within_horizon(grown, video.lease)
-            rest, settled = video.emitter.settled(alive)
-        stage_ms = self.clock.take()
-        if video.watch is not None:
-            rows = tuple(r for r, g in zip(kept, grown, strict=True) if any(g is a for a in alive))
-            seen = newest.frames
-            video.watch(ChunkRecord(index, self.chunks, candidates, rows, alive, seen, stage_ms))
-        return rest, settled
+            turns = [
+                self._settle(line, pool, best, memories[s], shown[s], index)
+                for line, pool, best, s in zip(
+                    lines, pools, kept, spans_of(map(len, kept)), strict=True
+                )
+            ]
+        self._tell(turns, drawn.spans, index, newest.frames)
+        settled = [pair for turn in turns for pair in _numbered(turn.video, turn.settled)]
+        if ahead and len(turns[0].survivors) < len(rows):  # the horizon had a word, too
+            self.speculation.forget(ahead, lines[0].video.lease)
+            ahead = None
+        return [Line(turn.video, turn.rest, ahead) for turn in turns], settled
 
-    def _propagate(self, branches: Sequence[Branch]) -> Tensor:
-        how = self.settings.noise if self.policy.propagates else None
-        return noise_room.propagate(
-            branches, self.parts.noise, self.parts.generator.chunk_shape, how
-        )
-
-    def _renoise(
-        self, branches: Sequence[Branch], x0: Tensor, rows: range, number: int, sigma: float
-    ) -> Tensor:
-        draws = noise_room.draws_of([branches[row] for row in rows], number)
-        return self.parts.noise.renoise(x0, draws, sigma)
+    def _next(
+        self, lines: Sequence[Line], places: Sequence[Place], index: int
+    ) -> tuple[list[Line], Drawn]:
+        """The lines with room for another chunk, and its candidates."""
+        if lines[0].ahead is not None:
+            line, drawn = self.speculation.adopt(lines[0])
+            return [line], drawn
+        with self.clock.stage("memory"):
+            make_room = self.keeper.make_room
+            lines = [replace(x, survivors=make_room(x.survivors, x.video.lease)) for x in lines]
+        return lines, self.drawing.draw(lines, places, index)
 
     def _judge(
-        self, branches: Sequence[Branch], latents: Tensor, newest: Newest, place: Place
-    ) -> list[tuple[Scores, Route]]:
+        self, lines: Sequence[Line], drawn: Drawn, newest: Newest, places: Sequence[Place]
+    ) -> tuple[list[tuple[Scores, Route]], Ahead | None]:
+        """Scores and route of every candidate, and what was begun meanwhile.
+
+        The two rewards see the same frames and need not wait for each other.
+        """
+        branches, spans, last = drawn.branches, drawn.spans, places[0].chunk == self.chunks - 1
         if not self.policy.judges:
-            return [(UNJUDGED, Route.DISCARD)] * len(branches)
-        with self.clock.stage("image reward"):
-            shorts = self.scorer.rate_images(newest.frames, place)
-        with self.clock.stage("decode"):
-            window = self.decoding.window(branches, latents, newest)
-        with self.clock.stage("video reward"):
-            longs = self.scorer.rate_videos(window, place)
-        return self.scorer.decide(branches, shorts, longs, place)
+            return [(UNJUDGED, Route.DISCARD)] * len(branches), None
+        stage, beside = self.clock.stage, self.lanes.beside
+        with stage("decode"):
+            window = self.decoding.window(branches, drawn.latents, newest)
+        with beside("video reward"), stage("video reward"):
+            longs = self.scorer.rate_videos(window, spans, places)
+        with beside("image reward"), stage("image reward"):
+            shorts = self.scorer.rate_images(newest.frames, spans, places)
+        ahead = None
+        if self.settings.run.speculate and not last:
+            with beside("video reward"):
+                early = self.scorer.on_host(longs)
+            ahead = self.speculation.begin(lines[0], drawn, early, places[0])
+        self.lanes.join()
+        with stage("select"):
+            return self.scorer.decide(branches, shorts, longs, places[0]), ahead
 
     def _remember(
-        self, candidates: Sequence[Candidate], kept: Sequence[int], index: int, video: Video
+        self,
+        lines: Sequence[Line],
+        drawn: Drawn,
+        verdicts: Sequence[tuple[Scores, Route]],
+        kept: Sequence[int],
+        index: int,
+        ahead: Ahead | None,
     ) -> list[Memory]:
-        """The memory of each kept row: its parent's, and a new block that the clean pass writes.
+        """The memory of each kept row: its parent's, and a new block that the clean pass writes; none after the last."""
+        slots: list[Slot] = []
+        if index < self.chunks - 1 or self.settings.memory.keep_last:
+            written = dict(zip(ahead.rows, ahead.blocks, strict=True)) if ahead else {}
+            slots = self.remembering.write(lines, drawn, verdicts, kept, index, written)
+        memories = self.remembering.inherit(lines, drawn, kept)
+        return self.remembering.extend(memories, slots, index) if slots else memories
 
-        Only survivors need the pass, and none after the last chunk; the released schedule runs it for every candidate.
-        """
-        parents = [candidates[row].branch.parent.memory for row in kept]
-        for memory in parents:
-            video.lease.hold(memory)
-        if index == self.chunks - 1 and not self.settings.memory.keep_last:
-            return parents
-        rows = tuple(range(len(candidates))) if self.clean_all else tuple(kept)
-        blocks = {row: video.lease.allocate() for row in rows}
-        plan = plan_chunk([candidates[row].branch for row in rows], index, self.settings.memory)
-        latents = torch.stack([candidates[row].latents for row in rows])
-        self.denoiser.clean(plan, latents, list(blocks.values()), video.text)
-        slots = {
-            row: Slot(block, index * CHUNK_FRAMES, candidates[row].route)
-            for row, block in blocks.items()
-        }
-        video.lease.drop([slots[row] for row in rows if row not in kept])
-        return [
-            self.keeper.remember(m, slots[row], index) for m, row in zip(parents, kept, strict=True)
-        ]
-
-    def _grow(
-        self, candidate: Candidate, index: int, memory: Memory, frames: Tensor, state: object
-    ) -> Trajectory:
-        """The history that ends with this candidate. Its tensors are cloned: a row of the batch would keep the losers."""
-        parent, scores = candidate.branch.parent, candidate.scores
-        latents, frames = candidate.latents.clone(), frames.clone()
-        chunk = Chunk(index, candidate.branch.seed, latents, frames, scores, candidate.route)
-        past = max(self.settings.reward.window_chunks - 1, 1)
-        return Trajectory(
-            memory=memory,
-            seed=candidate.branch.seed,
-            seed_chunk=candidate.branch.seed_chunk,
-            noise=candidate.noise.clone(),
-            decoder=state,
-            latents=(*parent.latents, latents)[-past:],
-            frames=(*parent.frames, frames)[-past:],
-            shorts=(*parent.shorts, scores.short)[-past:],
-            short_sum=parent.short_sum + scores.short,
-            long=scores.long,
-            score=scores.fused,
-            unsettled=(*parent.unsettled, chunk),
+    def _settle(
+        self,
+        line: Line,
+        pool: tuple[Candidate, ...],
+        kept: tuple[int, ...],
+        memories: Sequence[Memory],
+        shown: Sequence[Shown],
+        index: int,
+    ) -> Turn:
+        """The histories that end with the kept candidates, and what they all share."""
+        window = self.settings.reward.window_chunks
+        grown = tuple(
+            grow(pool[row], index, memory, one, window)
+            for row, memory, one in zip(kept, memories, shown, strict=True)
         )
+        alive = self._within_horizon(grown, line.video.lease)
+        rest, events = line.video.emitter.settled(alive)
+        rows = tuple(r for r, g in zip(kept, grown, strict=True) if any(g is a for a in alive))
+        return Turn(line.video, pool, rows, alive, rest, tuple(events))
+
+    def _tell(
+        self, turns: Sequence[Turn], spans: Sequence[slice], index: int, frames: Tensor
+    ) -> None:
+        """Tell each video's watcher about its chunk. The batch's times go with the last one."""
+        spent = self.clock.take()
+        for turn, span in zip(turns, spans, strict=True):
+            if turn.video.watch is not None:
+                times = spent if turn is turns[-1] else {}
+                seen, number = frames[span], turn.video.number
+                record = ChunkRecord(
+                    index,
+                    self.chunks,
+                    turn.candidates,
+                    turn.kept,
+                    turn.survivors,
+                    seen,
+                    times,
+                    number,
+                )
+                turn.video.watch(record)
 
     def _within_horizon(
         self, grown: tuple[Trajectory, ...], lease: Lease
@@ -293,8 +310,9 @@ class Engine:
         return alive
 
     @torch.no_grad()
-    def _best(self, survivors: Sequence[Trajectory], video: Video) -> Trajectory:
+    def _best(self, line: Line) -> Trajectory:
         """The survivor whose whole video the video reward likes most; earlier ranks win ties."""
+        survivors, video = line.survivors, line.video
         if len(survivors) == 1 or not self.policy.rates:
             return survivors[0]
         place = Place(video.prompt, self.fps, self.chunks - 1, self.chunks)
@@ -302,43 +320,24 @@ class Engine:
         return survivors[self.scorer.best(frames, place, self.parts.final)]
 
     def _blocks(self) -> int:
-        spare = (
-            self.settings.search.histories * self.settings.search.expansions
-            if self.clean_all
-            else 0
-        )
-        return pool_blocks(self.settings.memory, self.policy.histories) + spare
+        run, search = self.settings.run, self.settings.search
+        each = pool_blocks(self.settings.memory, self.policy.histories)
+        if run.schedule == "released":
+            each += search.histories * search.expansions
+        if run.speculate:
+            each += 2 * search.histories  # new blocks, and sinks merged on trial
+        return self.batch_prompts * each
 
 
-def build_policy_of(settings: Settings) -> SearchPolicy:
-    """The search policy that ``settings`` ask for."""
-    return build_policy(settings.search, settings.released, settings.memory.sinking)
+def _events(numbered: Iterator[tuple[int, ChunkEvent]]) -> Iterator[ChunkEvent]:
+    """The events alone. Closing this closes what it reads from."""
+    with contextlib.closing(numbered):  # type: ignore[type-var]
+        for _, event in numbered:
+            yield event
 
 
-def find_device(name: str) -> torch.device:
-    """The device called ``name``. ValueError for no device at all, RuntimeError for one that this machine lacks."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise RuntimeError(
-            f"run.device: {name!r} cannot be used here ({reason}); use 'cpu'"
-        ) from None
-    return device
-
-
-def grow_candidates(
-    branches: Sequence[Branch],
-    noise: Tensor,
-    latents: Tensor,
-    verdicts: Sequence[tuple[Scores, Route]],
-) -> tuple[Candidate, ...]:
-    """Branches with what was drawn, denoised and decided for them."""
-    return tuple(
-        Candidate(branch, row, noise[row], latents[row], *verdicts[row])
-        for row, branch in enumerate(branches)
-    )
+def _numbered(video: Video, events: Sequence[ChunkEvent]) -> list[tuple[int, ChunkEvent]]:
+    return [(video.number, event) for event in events]
 
 
 def chunks_for(seconds: float, fps: int, time_stride: int) -> int:

@@ -88,12 +88,11 @@ class KVPool:
                     f"KV block {block}: {wanted[block]} memories hold it, its count is {count}"
                 )
 
-    def write(self, layer: int, blocks: Sequence[int], k: Tensor, v: Tensor) -> None:
-        """Store one layer's rotated keys and values [B, S, H, D] into B blocks."""
+    def write(self, layer: int, blocks: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store one layer's rotated keys and values [B, S, H, D] into blocks [B] int64, all different."""
         layers = self.kv.shape[0] // 2
-        for row, block in enumerate(blocks):
-            self.kv[layer, block].copy_(k[row])
-            self.kv[layers + layer, block].copy_(v[row])
+        self.kv[layer].index_copy_(0, blocks, k)
+        self.kv[layers + layer].index_copy_(0, blocks, v)
 
     def merge_(self, target: int, source: int, evicted: int, how: Ema) -> None:
         """Block ``target`` becomes the EMA of blocks ``source`` and ``evicted``; target and source may be the same.
@@ -166,14 +165,23 @@ class MemoryKeeper:
             self.storage = "released" if released else "fp32_shadow"
         self.seed = seed  # of the stochastic rounding
 
-    def make_room(self, survivors: Sequence[Trajectory], lease: Lease) -> tuple[Trajectory, ...]:
-        """Every survivor whose window is full lets its oldest chunk go by its route, once per history."""
+    def make_room(
+        self, survivors: Sequence[Trajectory], lease: Lease, trial: bool = False
+    ) -> tuple[Trajectory, ...]:
+        """Every survivor whose window is full lets its oldest chunk go by its route, once per history.
+
+        On ``trial`` the histories before may yet go on in another way, and shadows of their sinks are kept for that.
+        """
         merged: dict[tuple[int, int], int] = {}
         after = tuple(replace(s, memory=self._room(s.memory, lease, merged)) for s in survivors)
-        # What is no longer the latest sink of any history is never merged into again.
-        for block in _latest_sinks(survivors) - _latest_sinks(after):
-            self.pool.shadows.pop(block, None)
+        if not trial:
+            self.forget_shadows(survivors, after)
         return after
+
+    def forget_shadows(self, before: Sequence[Trajectory], after: Sequence[Trajectory]) -> None:
+        """What is no longer the latest sink of any history is never merged into again."""
+        for block in _latest_sinks(before) - _latest_sinks(after):
+            self.pool.shadows.pop(block, None)
 
     def _room(self, memory: Memory, lease: Lease, merged: dict[tuple[int, int], int]) -> Memory:
         if len(memory.window) < self.settings.window_chunks:

@@ -22,6 +22,8 @@ from runtime.types import Branch, Draws, NoiseSource
 class PhiloxNoise:
     """Counter-based draws: the same values for the same seed in any batch or split, and drawn where they are used."""
 
+    fixed = True
+
     def __init__(self, device: torch.device, dtype: torch.dtype, impl: str = "auto") -> None:
         self.device, self.dtype, self.impl = device, dtype, impl
 
@@ -40,11 +42,15 @@ class PhiloxNoise:
         return renoise(x0, self._streams(draws), levels, impl=self.impl)
 
     def _streams(self, draws: Draws) -> Tensor:
+        if draws.streams is not None:
+            return draws.streams
         return streams(draws.seeds, draws.chunks, draws.number, self.device)
 
 
 class TableNoise:
     """Recorded draws, for replays: ``table[seed][number]`` is a tensor of the asked shape. Arithmetic in its dtype."""
+
+    fixed = False
 
     def __init__(self, table: Mapping[int, Sequence[Tensor]]) -> None:
         self.table = table

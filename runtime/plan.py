@@ -8,14 +8,25 @@ from runtime.settings import CHUNK_FRAMES, MemorySettings
 from runtime.types import Branch, ChunkPlan, Memory
 
 
-def plan_chunk(branches: Sequence[Branch], index: int, settings: MemorySettings) -> ChunkPlan:
-    """The plan of chunk ``index`` for a batch of candidates, one row per branch, in their order."""
+def plan_chunk(
+    branches: Sequence[Branch],
+    index: int,
+    settings: MemorySettings,
+    targets: Sequence[int] = (),
+) -> ChunkPlan:
+    """The plan of chunk ``index`` for a batch of candidates, one row per branch, in their order.
+
+    ``targets`` are the blocks that a clean pass writes, one per row.
+    """
     memories = [branch.parent.memory for branch in branches]
+    start_frame = index * CHUNK_FRAMES
     return ChunkPlan(
-        index,
-        index * CHUNK_FRAMES,
-        tuple(tuple(slot.block for slot in memory.slots) for memory in memories),
-        tuple(_shifts(memory, index * CHUNK_FRAMES, settings.rope) for memory in memories),
+        start_frames=(start_frame,) * len(branches),
+        blocks=tuple(tuple(slot.block for slot in memory.slots) for memory in memories),
+        shifts=tuple(_shifts(memory, start_frame, settings.rope) for memory in memories),
+        seeds=tuple(branch.seed for branch in branches),
+        seed_chunks=tuple(branch.seed_chunk for branch in branches),
+        targets=tuple(targets),
     )
 
 

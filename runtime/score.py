@@ -1,6 +1,6 @@
 """Runs the reward models on what they want to see, fuses their scores and decides each candidate's route.
 
-The one place between noise and selection where numbers come to the host: one copy per chunk.
+The one place between noise and selection where numbers come to the host: one copy per chunk, one more for an early choice.
 """
 
 from __future__ import annotations
@@ -41,18 +41,36 @@ class Scorer:
         self.image, self.video, self.batch_rows = image, video, batch_rows
         self.reward, self.memory, self.released = reward, memory, released
 
-    def rate_images(self, frames: Tensor, place: Place) -> Tensor:
-        """Image reward [B] of the newest chunk's frames [B, T, 3, H, W]."""
-        return self._rate(self.image, frames, place, "image")
+    def rate_images(
+        self, frames: Tensor, spans: Sequence[slice], places: Sequence[Place]
+    ) -> Tensor:
+        """Image reward [B] of the newest chunk's frames [B, T, 3, H, W], of every ``stride``-th counted from the last.
 
-    def rate_videos(self, frames: Tensor, place: Place) -> Tensor:
-        """Video reward [B] of the recent window's frames [B, T, 3, H, W]."""
-        return self._rate(self.video, frames, place, "video")
+        Rows ``spans[i]`` belong to the video at ``places[i]``.
+        """
+        stride = self.reward.stride
+        picked = frames[:, (frames.shape[1] - 1) % stride :: stride]
+        return self._rate_all(self.image, picked, spans, places, "image")
+
+    def rate_videos(
+        self, frames: Tensor, spans: Sequence[slice], places: Sequence[Place]
+    ) -> Tensor:
+        """Video reward [B] of the recent window's frames [B, T, 3, H, W]; spans and places as in ``rate_images``."""
+        return self._rate_all(self.video, frames, spans, places, "video")
+
+    def rate_drafts(self, frames: Tensor, place: Place) -> list[float]:
+        """Image reward of unfinished candidates, [B, T, 3, H, W] -> B numbers on the host, for an early choice."""
+        return self.on_host(self._rate(self.image, frames, place, "draft"))
+
+    @staticmethod
+    def on_host(scores: Tensor) -> list[float]:
+        """Scores [B] as numbers, as soon as the current stream has them."""
+        return scores.double().cpu().tolist()
 
     def best(self, frames: Tensor, place: Place, model: RewardModel | None = None) -> int:
         """The row of whole videos [K, T, 3, H, W] that ``model`` (default: the video reward) likes most, the earliest
         of equals; a score that is not finite never wins unless none is."""
-        scores = self._rate(model or self.video, frames, place, "final").double().cpu().tolist()
+        scores = self.on_host(self._rate(model or self.video, frames, place, "final"))
         return max(
             range(len(scores)), key=lambda row: (math.isfinite(scores[row]), scores[row], -row)
         )
@@ -61,12 +79,24 @@ class Scorer:
         self, branches: Sequence[Branch], shorts: Tensor, longs: Tensor, place: Place
     ) -> list[tuple[Scores, Route]]:
         """Scores and route of every candidate from its two rewards [B] each."""
-        table = torch.stack([shorts.double().cpu(), longs.double().cpu()], dim=1).tolist()
+        rewards = torch.stack([shorts.double(), longs.to(shorts.device).double()], dim=1)
+        table = rewards.cpu().tolist()
         weight = image_weight(place.chunk, place.chunks, self.reward.tau)
         return [
             self._judge(branch.parent, short, long, weight, place.chunk)
             for branch, (short, long) in zip(branches, table, strict=True)
         ]
+
+    def _rate_all(
+        self,
+        model: RewardModel | None,
+        frames: Tensor,
+        spans: Sequence[slice],
+        places: Sequence[Place],
+        kind: str,
+    ) -> Tensor:
+        rated = zip(spans, places, strict=True)
+        return torch.cat([self._rate(model, frames[span], place, kind) for span, place in rated])
 
     def _rate(self, model: RewardModel | None, frames: Tensor, place: Place, kind: str) -> Tensor:
         assert model is not None, (

@@ -48,6 +48,15 @@ class SearchPolicy(Protocol):
         """Histories compete, so an old disagreement may have to be settled by rank."""
         ...
 
+    @property
+    def draft_passes(self) -> int:
+        """Denoising passes after which some candidates are given up; 0: all are finished."""
+        ...
+
+    def finalists(self, branches: Sequence[Branch], scores: Sequence[float]) -> tuple[int, ...]:
+        """Rows that are finished, in order, by early scores of all. Only asked with ``draft_passes``."""
+        ...
+
     def expand(self, survivors: Sequence[Trajectory], index: int) -> tuple[Branch, ...]:
         """The candidates of chunk ``index``, in the order of their parents' ranks."""
         ...
@@ -70,6 +79,13 @@ class Pruned:
     prunes: bool = True
 
     @property
+    def draft_passes(self) -> int:
+        return 0
+
+    def finalists(self, branches: Sequence[Branch], scores: Sequence[float]) -> tuple[int, ...]:
+        return tuple(range(len(branches)))
+
+    @property
     def histories(self) -> int:
         return self.settings.histories
 
@@ -88,6 +104,30 @@ class Pruned:
 
 
 @dataclass(frozen=True)
+class Halving(Pruned):
+    """Pruned search with an early cut: of the drafts of each history its M best after the first passes are finished."""
+
+    @property
+    def draft_passes(self) -> int:
+        return self.settings.draft_passes
+
+    def expand(self, survivors: Sequence[Trajectory], index: int) -> tuple[Branch, ...]:
+        return _expand(survivors, index, self.settings, self.settings.drafts, self.released)
+
+    def finalists(self, branches: Sequence[Branch], scores: Sequence[float]) -> tuple[int, ...]:
+        """Earlier rows win ties (sorting is stable); a score that is not finite loses against every other."""
+        ranks = sorted({branch.rank for branch in branches})
+        first = branches[0].parent.noise is None  # all candidates of a first chunk have one parent
+        quota = self.settings.expansions * (self.settings.histories if first else 1)
+        keep: list[int] = []
+        for rank in ranks:
+            rows = [row for row, branch in enumerate(branches) if branch.rank == rank]
+            rows.sort(key=lambda row: -scores[row] if math.isfinite(scores[row]) else math.inf)
+            keep += rows[:quota]
+        return tuple(sorted(keep))
+
+
+@dataclass(frozen=True)
 class Independent:
     """Histories that never meet: one for plain streaming, N for best-of-N, which rates whole videos at the end."""
 
@@ -99,6 +139,10 @@ class Independent:
     judges: bool = False
     rates: bool = False
     prunes: bool = False
+    draft_passes: int = 0
+
+    def finalists(self, branches: Sequence[Branch], scores: Sequence[float]) -> tuple[int, ...]:
+        return tuple(range(len(branches)))
 
     def expand(self, survivors: Sequence[Trajectory], index: int) -> tuple[Branch, ...]:
         if index == 0:
@@ -144,7 +188,8 @@ def build_policy(settings: SearchSettings, released: bool, sinking: bool) -> Sea
         return Pruned(settings, released, propagates=False, sinks=False)
     if not settings.pruning:  # rewards still route the memory, but choose nothing
         return Independent(settings, 1, released, settings.propagation, sinking, judges=True)
-    return Pruned(settings, released, settings.propagation, sinking)
+    kind = Halving if settings.policy == "halving" else Pruned
+    return kind(settings, released, settings.propagation, sinking)
 
 
 def within_horizon(survivors: Sequence[Trajectory], horizon: int) -> tuple[Trajectory, ...]:

@@ -14,6 +14,7 @@ CHUNK_FRAMES = 3  # latent frames: the atom of noise, memory, window and reward
 MAX_CANDIDATES = 1024
 MAX_EXPANSIONS = 100  # seeds are seed + 1000 n + 100 b + i
 PROMPT_CHARACTERS = 4096
+MAX_PROMPTS = 1000  # asked for together
 LONGEST_SECONDS = 24 * 3600.0
 
 POLICIES = ("single", "best-of-n", "beam", "stream-t1", "halving")
@@ -225,6 +226,16 @@ class Settings:
         if not 0 < self.seconds <= LONGEST_SECONDS or math.isnan(self.seconds):
             raise ValueError(
                 f"seconds: want a length in (0, {LONGEST_SECONDS:.0f}], got {self.seconds}"
+            )
+
+        if self.run.speculate:
+            self._check_speculation()
+
+    def _check_speculation(self) -> None:
+        if self.run.schedule == "released" or self.run.prompts != 1:
+            raise ValueError(
+                "run.speculate: wants run.schedule='survivors' and run.prompts=1, "
+                f"got {self.run.schedule!r} and {self.run.prompts}"
             )
 
     @property

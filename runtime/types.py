@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -77,8 +78,13 @@ class Trajectory:
     seed_chunk: int = 0  # chunk at which that seed was first used
     noise: Tensor | None = None  # [F, C, h, w], the newest chunk's initial noise
     decoder: Any = None  # one row of the decoder's state
+    scoring: Any = (
+        None  # one row of the scoring decoder's state, where rewards have a decoder of their own
+    )
     latents: tuple[Tensor, ...] = ()  # of the reward window, newest last, each [F, C, h, w]
-    frames: tuple[Tensor, ...] = ()  # of the reward window, newest last, each [T, 3, H, W]
+    frames: tuple[
+        Tensor, ...
+    ] = ()  # of the reward window as rewards saw it, newest last, each [T, 3, H, W]
     shorts: tuple[float, ...] = ()  # image rewards of the recent window, newest last
     short_sum: float = 0.0  # over every chunk so far
     long: float = 0.0  # video reward at the newest chunk
@@ -99,16 +105,19 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlan:
-    """Everything the device needs to know about one chunk's batch, decided on the host.
+    """Everything the device needs to know about one chunk's batch, decided on the host: one entry per row each.
 
     ``blocks[row]`` are the context's block ids in attention order; ``shifts[row]`` the frames by which each of those
-    blocks' keys is moved before it is attended to (0 unless sinks are re-based).
+    blocks' keys is moved before it is attended to (0 unless sinks are re-based). A row's draws are those of its seed and
+    the chunk that seed was first used at. ``targets`` are the blocks that a clean pass writes; empty: none.
     """
 
-    index: int
-    start_frame: int
+    start_frames: tuple[int, ...]
     blocks: tuple[tuple[int, ...], ...]
     shifts: tuple[tuple[int, ...], ...]
+    seeds: tuple[int, ...]
+    seed_chunks: tuple[int, ...]
+    targets: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -116,8 +125,10 @@ class ChunkPlan:
 
     def take(self, rows: Sequence[int]) -> ChunkPlan:
         """The plan of some of the rows."""
-        picked = ([field[row] for row in rows] for field in (self.blocks, self.shifts))
-        return ChunkPlan(self.index, self.start_frame, *(tuple(field) for field in picked))
+        columns = (getattr(self, name) for name in self.__slots__)
+        return ChunkPlan(
+            *(tuple(column[row] for row in rows) if column else () for column in columns)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +144,18 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """A kept candidate's chunk in the video."""
+
+    frames: Tensor  # [T, 3, H, W]
+    seen: (
+        Tensor  # the same as later rewards will see it; ``frames`` itself where they see the video
+    )
+    state: Any  # one row of the decoder's state
+    scoring: Any  # one row of the scoring decoder's state; None without one
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkRecord:
     """All that was decided at one chunk, for whoever watches: traces, progress bars, benchmarks, replays."""
 
@@ -142,7 +165,10 @@ class ChunkRecord:
     kept: tuple[int, ...]  # rows of the candidates that survive, best first
     survivors: tuple[Trajectory, ...]
     frames: Tensor  # [B, T, 3, H, W], the candidates as the image reward saw them
-    stage_ms: dict[str, float]
+    stage_ms: dict[
+        str, float
+    ]  # of the whole batch; in the record of its last video, empty in the others'
+    prompt: int = 0  # which of the prompts that were asked for together
 
 
 Watch = Callable[[ChunkRecord], None]
@@ -203,10 +229,15 @@ class Draws:
     seeds: tuple[int, ...]
     chunks: tuple[int, ...]  # at which each seed was first used
     number: int  # 0 is a chunk's noise, p >= 1 what is added before pass p, counted from 0
+    streams: Tensor | None = (
+        None  # [B, 3] int64, the same numbers where they are needed on the device already
+    )
 
 
 class NoiseSource(Protocol):
     """Where standard normal draws come from, and what is made of them in the same step."""
+
+    fixed: bool  # reads a draw's numbers from ``streams``, so that a captured graph can be told of the next chunk's
 
     def draw(self, draws: Draws, shape: tuple[int, ...]) -> Tensor:
         """The draws themselves, [B, *shape]."""
@@ -230,3 +261,8 @@ def row_ranges(rows: int, size: int) -> list[range]:
     """``rows`` cut into ranges of at most ``size``; 0 leaves them whole."""
     step = size or rows
     return [range(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows of x by host integers. An index that has to be brought to the device first would make the host wait."""
+    return torch.cat([x[row : row + 1] for row in rows])

@@ -5,9 +5,11 @@ Legend: T frames of a chunk, H x W pixels.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -64,6 +66,7 @@ class FakeEngine:
         self.size = size
         self.before = before
         self.closed = False
+        self.batch_prompts = self.settings.run.prompts
 
     def unknown_words(self, prompt: str) -> list[str]:
         return [word for word in prompt.split() if word == "dragon"]
@@ -91,6 +94,24 @@ class FakeEngine:
             yield from emitter.flush(survivors[0])
         finally:
             self.closed = True
+
+    def stream_many(
+        self, prompts: Sequence[str], *, watch: Watch | None = None
+    ) -> Iterator[tuple[int, ChunkEvent]]:
+        """Prompts take turns, as far as each has something to show."""
+
+        def numbered(number: int) -> Watch | None:
+            return watch and (lambda record: watch(replace(record, prompt=number)))
+
+        with contextlib.ExitStack() as stack:
+            streams = [
+                stack.enter_context(contextlib.closing(self.stream(p, watch=numbered(number))))
+                for number, p in enumerate(prompts)
+            ]
+            for row in itertools.zip_longest(*streams):
+                for number, event in enumerate(row):
+                    if event is not None:
+                        yield number, event
 
     def _draw(self, branches, index):
         candidates, frames = [], []

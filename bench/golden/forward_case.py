@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def _fill(case: Case, engine: Engine, slot: Slot, name: str, span: slice) -> Non
         )
         angles = rope_angles(frames, height // 2, width // 2, key.shape[-1])
         turned = rotate(key, angles.cos().to(dtype), angles.sin().to(dtype))
-        engine.pool.write(layer, [slot.block], turned, value)
+        engine.pool.write(layer, torch.tensor([slot.block]), turned, value)
 
 
 def _compare(
@@ -85,7 +86,8 @@ def _compare(
     branch = Branch(Trajectory(memory=memory), 0, 0, 0, 0)
     plan = plan_chunk([branch], call["start_frame"] // CHUNK_FRAMES, engine.settings.memory)
     own: dict[int, tuple[Tensor, Tensor]] = {}
-    context = engine.denoiser.attention.context(plan)
+    batch = engine.denoiser.batch(plan, [text])
+    context = batch.context
 
     def recording(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         own[layer] = (k, v)
@@ -93,7 +95,7 @@ def _compare(
 
     x = case.inputs[call["x"]].to(dtype)
     recorded = Context(recording, context.destinations)
-    flow = engine.denoiser.flow(plan, x, call["timestep"], recorded, text)
+    flow = engine.denoiser.flow(replace(batch, context=recorded), x, call["timestep"])
     report.tensor(f"{tag}/flow", flow, case.golden[f"{tag}/flow"])
     x0 = to_x0(x, flow, sigma_at(call["timestep"], case.config["timestep_shift"]))
     report.tensor(f"{tag}/x0", x0, case.golden[f"{tag}/x0"])

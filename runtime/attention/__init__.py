@@ -1,7 +1,7 @@
 """Self attention of a chunk to its context: every implementation behind one call, chosen by name.
 
     attention = build_attention("triton", pool.kv)    once, probes what the name needs
-    context = attention.context(plan)                 once per chunk and batch, decided on the host
+    context = attention.context(plan)                 once per chunk and batch; a plan that is on the device
     out = context(layer, q, k, v)                     in every layer of every pass
 
 "triton" reads blocks where they lie; "sdpa", "varlen", "fa2", "fa3" and "fa4" gather the context once per chunk into a
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from runtime.attention.libraries import Dense, library
+from runtime.buffers import DevicePlan, PlanBuffers
 from runtime.kernels import triton_lang
 from runtime.kernels.dispatch import NARROW, implementation
 from runtime.kernels.ema_merge import shift_keys
@@ -67,8 +68,11 @@ class Attention(Protocol):
     """One implementation over one pool. ``name`` is what really runs, never "auto"."""
 
     name: str
+    fixed: (
+        bool  # its contexts read the plan at fixed addresses: a captured graph serves every chunk
+    )
 
-    def context(self, plan: ChunkPlan) -> Context:
+    def context(self, plan: DevicePlan) -> Context:
         """What the batch of ``plan`` sees; good until the next call of ``context``."""
         ...
 
@@ -113,38 +117,25 @@ def _best(kv: Tensor) -> str:
 class BlockAttention:
     """Block ids instead of a copy: the kernel reads the pool."""
 
+    fixed = True
+
     def __init__(self, name: str, kv: Tensor, impl: str) -> None:
         self.name = name
         self.kv = kv
         self.impl = impl
         self.layers = kv.shape[0] // 2
-        # A row can see every block. Wide enough from the start, a captured graph never finds another stride.
-        self.columns = -(-max(kv.shape[1], 1) // 4) * 4
-        self.integers = torch.zeros(0, dtype=torch.int32, device=kv.device)
-        self.turns = torch.zeros(0, device=kv.device)
+        self.turns: dict[int, tuple[Tensor, Tensor]] = {}  # by rows
         self.fresh = kv.new_empty(3, 0, *kv.shape[2:])
 
-    def context(self, plan: ChunkPlan) -> Context:
-        """Table, shifts and counts go up in one copy, to addresses that depend on the number of rows alone."""
-        rows, columns, pairs = plan.rows, self.columns, self.kv.shape[-1] // 2
-        table, shifts = (_padded(field, columns) for field in (plan.blocks, plan.shifts))
-        host = torch.tensor([*table, *shifts, *map(len, plan.blocks)], dtype=torch.int32)
-        if host.numel() > self.integers.numel():
-            self.integers = torch.zeros_like(host, device=self.kv.device)
-            self.turns = torch.zeros(2 * rows * columns * pairs, device=self.kv.device)
-        on_device = self.integers[: host.numel()]
-        on_device.copy_(_pinned(host, self.kv), non_blocking=True)
-        blocks, moved = on_device[: 2 * rows * columns].view(2, rows, columns)
+    def context(self, plan: DevicePlan) -> Context:
         turn = None
-        if any(map(any, plan.shifts)):
-            cos, sin = self.turns[: 2 * rows * columns * pairs].view(2, rows, columns, pairs)
-            for kept, made in zip((cos, sin), turn_of(moved, 2 * pairs), strict=True):
-                kept.copy_(made)
-            turn = cos, sin
-        own = self._own(rows)
-        return Context(
-            partial(self._attend, blocks, on_device[2 * rows * columns :], turn), lambda layer: own
-        )
+        if any(map(any, plan.host.shifts)):
+            made = turn_of(plan.shifts, self.kv.shape[-1])
+            turn = self.turns.setdefault(plan.host.rows, made)
+            for kept, fresh in zip(turn, made, strict=True):
+                kept.copy_(fresh)
+        own = self._own(plan.host.rows)
+        return Context(partial(self._attend, plan.table, plan.counts, turn), lambda layer: own)
 
     def _own(self, rows: int) -> Destination:
         """Where any layer's q, k and v go: a layer is done with them before the next one writes."""
@@ -172,15 +163,13 @@ def _pinned(host: Tensor, kv: Tensor) -> Tensor:
     return host.pin_memory() if kv.is_cuda else host
 
 
-def _padded(rows: Sequence[Sequence[int]], columns: int) -> list[int]:
-    return [value for row in rows for value in (*row, *[0] * (columns - len(row)))]
-
-
 class GatheredAttention:
     """The context copied from the pool once per chunk, for functions that want each row's keys in one piece.
 
     A row is laid out [own chunk | context blocks]: the own part sits at a fixed place however long the context is.
     """
+
+    fixed = False
 
     def __init__(self, name: str, kv: Tensor, dense: Dense) -> None:
         self.name = name
@@ -188,17 +177,18 @@ class GatheredAttention:
         self.dense = dense
         self.memory = kv.new_empty(0)
 
-    def context(self, plan: ChunkPlan) -> Context:
+    def context(self, plan: DevicePlan) -> Context:
         planes, _, tokens, heads, head_dim = self.kv.shape
-        longest = 1 + max(len(row) for row in plan.blocks)
-        shape = (2, planes // 2, plan.rows, longest * tokens, heads, head_dim)
+        host = plan.host
+        longest = 1 + max(map(len, host.blocks))
+        shape = (2, planes // 2, host.rows, longest * tokens, heads, head_dim)
         keys, values = self._room(shape)  # each [layers, B, S + T, H, D]
-        for row in range(plan.rows):
+        for row in range(host.rows):
             place = slice(tokens, None)
-            _gather(self.kv, plan, row, keys[:, row, place], values[:, row, place])
-        spans = list(_equal_runs([len(row) for row in plan.blocks]))
+            _gather(self.kv, host, row, keys[:, row, place], values[:, row, place])
+        spans = list(_equal_runs([*map(len, host.blocks)]))
         own = keys[:, :, :tokens], values[:, :, :tokens]
-        queries = self.kv.new_empty(plan.rows, tokens, heads, head_dim)
+        queries = self.kv.new_empty(host.rows, tokens, heads, head_dim)
         return Context(
             partial(self._attend, keys, values, spans),
             lambda layer: Destination(queries, own[0][layer], own[1][layer]),
@@ -269,15 +259,15 @@ class VarlenAttention(GatheredAttention):
         options = {"num_splits": 1} if "num_splits" in known else {}
         self.call: Callable[..., Tensor] = partial(cast(Any, varlen_attn), **options)
 
-    def context(self, plan: ChunkPlan) -> Context:
+    def context(self, plan: DevicePlan) -> Context:
         planes, _, tokens, heads, head_dim = self.kv.shape
-        lengths = [(1 + len(row)) * tokens for row in plan.blocks]
+        lengths = [(1 + len(row)) * tokens for row in plan.host.blocks]
         ends = list(accumulate(lengths, initial=0))
         keys, values = self._room((2, planes // 2, ends[-1], heads, head_dim))
         for row, first in enumerate(ends[:-1]):
             place = slice(first + tokens, ends[row + 1])
-            _gather(self.kv, plan, row, keys[:, place], values[:, place])
-        queries = range(0, (plan.rows + 1) * tokens, tokens)
+            _gather(self.kv, plan.host, row, keys[:, place], values[:, place])
+        queries = range(0, (plan.host.rows + 1) * tokens, tokens)
         bounds = torch.tensor([[*queries], ends], dtype=torch.int32)
         q_ends, k_ends = _pinned(bounds, self.kv).to(self.kv.device, non_blocking=True)
 
@@ -322,7 +312,9 @@ def _check_numbers(make: Callable[[Tensor], Attention], kv: Tensor) -> None:
     """A small ragged case against float64, once, when the engine is built: at most twice the error of torch's own."""
     source = torch.Generator(kv.device).manual_seed(0)
     tokens, (heads, head_dim) = 200, kv.shape[-2:]
-    plan = ChunkPlan(0, 0, ((2, 0), (1,), ()), ((0, 0), (0,), ()))
+    nothing = (0, 0, 0)
+    host = ChunkPlan(nothing, ((2, 0), (1,), ()), ((0, 0), (0,), ()), nothing, nothing)
+    plan = PlanBuffers(3, 1, kv.device).upload(host)
     shape = (2, 3, tokens, heads, head_dim)
     small = torch.randn(shape, generator=source, device=kv.device).to(kv.dtype)
     qkv = torch.randn(3, *shape[1:], generator=source, device=kv.device).to(kv.dtype)

@@ -8,6 +8,7 @@ import torch
 
 from runtime import attention as room
 from runtime.attention import GatheredAttention, VarlenAttention, build_attention, libraries, sdpa
+from runtime.buffers import PlanBuffers
 from runtime.generators.wan import DiTConfig, WanDiT
 from runtime.kernels import triton_lang
 from runtime.settings import ATTENTIONS
@@ -29,8 +30,10 @@ def chunk(kv, rows=0, seed=1):
     return torch.randn(shape, generator=generator_of(seed), dtype=torch.float64).to(kv.dtype)
 
 
-def plan_of(blocks=ROWS, shifts=STILL):
-    return ChunkPlan(7, 21, blocks, shifts)
+def plan_of(blocks=ROWS, shifts=STILL, buffers=None):
+    zeros = (0,) * len(blocks)
+    plan = ChunkPlan((21,) * len(blocks), blocks, shifts, zeros, zeros)
+    return (buffers or PlanBuffers(6, 1, "cpu")).upload(plan)
 
 
 @pytest.mark.parametrize("shifts", [STILL, SHIFTED], ids=["still", "shifted"])
@@ -78,8 +81,7 @@ def test_memory_is_kept_and_grows(name):
     one, whole = plan_of(((1,),), ((4,),)), plan_of(shifts=SHIFTED)
 
     def addresses():
-        kept = (attention.memory,) if name == "sdpa" else (attention.integers, attention.turns)
-        return [tensor.data_ptr() for tensor in kept]
+        return (attention.memory if name == "sdpa" else attention.fresh).data_ptr()
 
     attention.context(one)
     small = addresses()
@@ -87,7 +89,7 @@ def test_memory_is_kept_and_grows(name):
     large = addresses()
     assert small != large
     for plan in (one, whole, one):
-        q, k, v = chunk(kv, plan.rows)
+        q, k, v = chunk(kv, plan.host.rows)
         got = attention.context(plan)(0, q, k, v)
         assert addresses() == large
         assert torch.equal(got, build_attention(name, kv).context(plan)(0, q, k, v))
@@ -95,11 +97,11 @@ def test_memory_is_kept_and_grows(name):
 
 def test_a_captured_graph_would_find_the_same_table():
     """The stride of the table and its address depend on the number of rows alone."""
-    attention = build_attention("triton", pool_of())
+    attention, buffers = build_attention("triton", pool_of()), PlanBuffers(6, 1, "cpu")
     found = []
     for blocks in (((), (1,)), ((0, 1, 2), (3, 4, 5))):
         shifts = tuple((1,) * len(row) for row in blocks)
-        table, counts, turn = attention.context(plan_of(blocks, shifts)).attend.args
+        table, counts, turn = attention.context(plan_of(blocks, shifts, buffers)).attend.args
         found.append([(t.data_ptr(), t.shape, t.stride()) for t in (table, counts, *turn)])
     assert found[0] == found[1]
 

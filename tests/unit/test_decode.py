@@ -21,15 +21,16 @@ def grown(decoding: Decoding, table: torch.Tensor) -> list[Trajectory]:
     for chunk in table:
         branches = branched(pool)
         newest = decoding.newest(branches, chunk)
-        frames, states = decoding.shown(branches, chunk, newest, range(len(pool)))
+        shown = decoding.shown(branches, chunk, newest, range(len(pool)))
         past = decoding.window_chunks - 1
         pool = [
             Trajectory(
-                decoder=state,
+                decoder=one.state,
+                scoring=one.scoring,
                 latents=(*parent.latents, row)[-past:],
-                frames=(*parent.frames, shown)[-past:],
+                frames=(*parent.frames, one.seen)[-past:],
             )
-            for parent, row, shown, state in zip(pool, chunk, frames, states, strict=True)
+            for parent, row, one in zip(pool, chunk, shown, strict=True)
         ]
     return pool
 
@@ -85,10 +86,10 @@ def test_what_is_shown_does_not_depend_on_what_the_rewards_saw(decoder, table, c
     decoding = Decoding(decoder, 3, cold=cold)
     branches = branched(grown(decoding, table[:-1]))
     newest = decoding.newest(branches, table[-1])
-    frames, states = decoding.shown(branches, table[-1], newest, [2, 0])
-    for row, got in zip([2, 0], frames, strict=True):
-        assert torch.allclose(got, whole(decoder, table, row)[-1], atol=1e-6)
-    assert len(states) == 2
+    shown = decoding.shown(branches, table[-1], newest, [2, 0])
+    for row, got in zip([2, 0], shown, strict=True):
+        assert torch.allclose(got.frames, whole(decoder, table, row)[-1], atol=1e-6)
+    assert len(shown) == 2
 
 
 def test_an_image_reward_sees_12_frames_of_a_chunk_in_the_paper_and_9_when_released(table):
@@ -137,6 +138,50 @@ def test_siblings_stream_on_from_one_untouched_state(decoder, table):
     for row in range(ROWS):
         alone = decoding.newest(siblings[:1], table[2, row : row + 1]).frames[0]
         assert torch.allclose(together[row], alone, atol=1e-6)
-    (_, state), _ = decoding.shown(siblings, table[2], decoding.newest(siblings, table[2]), [0, 1])
+    decoding.shown(siblings, table[2], decoding.newest(siblings, table[2]), [0, 1])
     again = decoding.newest(siblings, table[2]).frames
     assert torch.equal(again, together)
+
+
+class Half(Echo):
+    """A cheaper decoder: other frames, a state of another kind."""
+
+    def decode(self, latents, state):
+        frames, after = super().decode(0.5 * latents, None if state is None else state["echo"])
+        return frames, {"echo": after}
+
+    def rows(self, state, rows):
+        return {"echo": super().rows(state["echo"], rows)}
+
+    def stack(self, states):
+        if states[0] is None:
+            return None
+        return {"echo": super().stack([state["echo"] for state in states])}
+
+
+def test_rewards_may_see_another_decoder_and_the_viewer_never_does(table):
+    """Both go on from states of their own, whatever was kept before."""
+    full, cheap = Echo(), Half()
+    decoding = Decoding(full, 3, cold=False, scoring=cheap)
+    pool = grown(decoding, table[:-1])
+    branches = branched([pool[2], pool[0], pool[1]])
+    latents = table[-1][[2, 0, 1]]
+    newest = decoding.newest(branches, latents)
+    window = decoding.window(branches, latents, newest)
+    shown = decoding.shown(branches, latents, newest, [1, 0])
+    for row, source in enumerate((2, 0, 1)):
+        want = whole(cheap, table, source)
+        assert torch.equal(newest.frames[row], want[-1])
+        assert torch.equal(window[row], torch.cat(want[-3:]))
+    for one, source in zip(shown, (0, 2), strict=True):
+        assert torch.equal(one.frames, whole(full, table, source)[-1])
+        assert torch.equal(one.seen, whole(cheap, table, source)[-1])
+
+
+def test_a_preview_is_the_first_frame_of_a_video_that_begins_there(decoder, table):
+    decoding = Decoding(decoder, 3, cold=False, batch_rows=2)
+    frames = decoding.preview(table[0])
+    assert frames.shape[:2] == (ROWS, 1)
+    for row in range(ROWS):
+        want, _ = decoder.decode(table[0, row : row + 1, -1:], None)
+        assert torch.allclose(frames[row], want[0], atol=1e-6)

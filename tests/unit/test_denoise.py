@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from runtime.attention import Context, build_attention
-from runtime.denoise import Denoiser, Renoise
+from runtime.buffers import DevicePlan, PlanBuffers
+from runtime.denoise import Denoiser
 from runtime.generators.schedule import Schedule
-from runtime.kernels.slerp_noise import renoise_reference
 from runtime.memory import KVPool
 from runtime.plan import plan_chunk
-from runtime.settings import MemorySettings
+from runtime.settings import MemorySettings, RunSettings
 from runtime.types import Branch, ChunkPlan, Memory, Slot, Trajectory
 from tests.oracle import span, turn
-from tests.tiny import CHANNELS, SIDE, STEPS, generator_of, tiny_dit
+from tests.tiny import CHANNELS, SIDE, STEPS, SeedNoise, generator_of, tiny_dit
 
 LAYERS = 2
 
@@ -26,7 +26,9 @@ class Bench:
         self.dit = tiny_dit(LAYERS)
         self.plain = self.random(2 * LAYERS, 12, 3, 2, 12)  # [P, N, S, H, D]
         self.pool = KVPool(12, (2 * LAYERS, 3, 2, 12), torch.float64, "cpu")
-        self.denoiser = Denoiser(self.dit, self.pool, Schedule.warped(STEPS), batch_rows)
+        run = RunSettings(batch_rows=batch_rows)
+        schedule = Schedule.warped(STEPS)
+        self.denoiser = Denoiser(self.dit, self.pool, schedule, SeedNoise(), run)
         self.text = self.dit.text_context(self.random(1, 3, self.dit.config.text_dim))
 
     def random(self, *shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,16 +43,23 @@ class Bench:
         slots = [Slot(block, start) for block, start in enumerate([*sinks, *window])]
         return Memory(tuple(slots[: len(sinks)]), tuple(slots[len(sinks) :]))
 
+    def uploaded(self, plan: ChunkPlan) -> DevicePlan:
+        return PlanBuffers(12, len(STEPS), "cpu").upload(plan)
+
     def attend(self, plan: ChunkPlan) -> Context:
         """With memory of its own."""
-        return build_attention("sdpa", self.pool.kv).context(plan)
+        return build_attention("sdpa", self.pool.kv).context(self.uploaded(plan))
+
+    def pass_of(self, plan: ChunkPlan, x: torch.Tensor, timestep: float, context: Context):
+        batch = self.denoiser.batch(plan, [self.text] * plan.rows)
+        return self.denoiser.flow(replace(batch, context=context), x, timestep)
 
     @torch.no_grad()
     def flow(self, sinks: list[int], window: list[int], chunk: int, rope: str) -> torch.Tensor:
         branch = Branch(Trajectory(memory=self.memory(sinks, window)), 0, 0, 0, 0)
         plan = plan_chunk([branch], chunk, MemorySettings(rope=rope))
         x = self.random(1, 3, CHANNELS, SIDE, SIDE, seed=1)
-        return self.denoiser.flow(plan, x, 625.0, self.attend(plan), self.text)
+        return self.pass_of(plan, x, 625.0, self.attend(plan))
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -108,29 +117,18 @@ def ragged(bench: Bench) -> tuple[ChunkPlan, torch.Tensor]:
     bench.pool.kv.copy_(bench.plain)
     shifts = tuple(tuple(3 * i for i in range(len(row))) for row in RAGGED)
     rows = len(RAGGED)
-    return ChunkPlan(7, 21, RAGGED, shifts), bench.random(rows, 3, CHANNELS, SIDE, SIDE, seed=1)
-
-
-def renoise(first: int = 0) -> Renoise:
-    """Adds to every row its own noise; row 0 of what is denoised is row ``first`` here."""
-
-    def again(x0: torch.Tensor, rows: range, number: int, sigma: float) -> torch.Tensor:
-        source = generator_of(10 + number)
-        shape = len(RAGGED), 3, CHANNELS, SIDE, SIDE
-        fresh = torch.randn(shape, generator=source, dtype=torch.float64)
-        return renoise_reference(x0, fresh[[first + row for row in rows]], sigma)
-
-    return again
+    plan = ChunkPlan((21,) * rows, RAGGED, shifts, tuple(range(rows)), (0,) * rows)
+    return plan, bench.random(rows, 3, CHANNELS, SIDE, SIDE, seed=1)
 
 
 @pytest.mark.parametrize("batch_rows", [0, 1, 2, 3, 99])
 def test_a_row_does_not_know_its_batch(batch_rows):
     bench = Bench(batch_rows)
     plan, noise = ragged(bench)
-    whole = bench.denoiser.run(plan, noise, renoise(), bench.text)
+    whole = bench.denoiser.run(plan, noise, [bench.text] * plan.rows)
     for row in range(plan.rows):
         part, one = plan.take([row]), slice(row, row + 1)
-        alone = bench.denoiser.run(part, noise[one], renoise(row), bench.text)
+        alone = bench.denoiser.run(part, noise[one], [bench.text])
         assert difference(whole[one], alone) < 1e-13
     assert difference(whole[1], whole[2]) > 1e-3  # same context, other noise
 
@@ -141,9 +139,9 @@ def test_a_pass_writes_only_its_own_place():
     plan, x = ragged(bench)
     used, before = bench.attend(plan), bench.pool.kv.clone()
     with torch.no_grad():
-        bench.denoiser.flow(plan, 5 * x, 1000.0, used, bench.text)
-        again = bench.denoiser.flow(plan, x, 625.0, used, bench.text)
-        fresh = bench.denoiser.flow(plan, x, 625.0, bench.attend(plan), bench.text)
+        bench.pass_of(plan, 5 * x, 1000.0, used)
+        again = bench.pass_of(plan, x, 625.0, used)
+        fresh = bench.pass_of(plan, x, 625.0, bench.attend(plan))
     assert torch.equal(again, fresh)
     assert torch.equal(bench.pool.kv, before)
 
@@ -162,9 +160,9 @@ def test_the_clean_pass_stores_what_the_forward_would_make(batch_rows):
 
     with torch.no_grad():
         noted = Context(noting, context.destinations)
-        bench.denoiser.flow(plan, x, 0.0, noted, bench.text)
+        bench.pass_of(plan, x, 0.0, noted)
     before, blocks = bench.pool.kv.clone(), [11, 7, 10, 8, 9]
-    bench.denoiser.clean(plan, x, blocks, bench.text)
+    bench.denoiser.clean(replace(plan, targets=tuple(blocks)), x, [bench.text] * plan.rows)
     assert torch.equal(bench.pool.kv[:, :7], before[:, :7])
     for layer, (k, v) in made.items():
         assert difference(bench.pool.kv[layer, blocks], k) < 1e-13
@@ -175,7 +173,7 @@ def test_every_block_of_a_context_matters():
     bench = Bench()
     plan, x = ragged(bench)
     with torch.no_grad():
-        got = bench.denoiser.flow(plan, x, 625.0, bench.attend(plan), bench.text)
+        got = bench.pass_of(plan, x, 625.0, bench.attend(plan))
         for row, blocks in enumerate(RAGGED):
             for place in range(len(blocks)):
                 fewer, shifts = ([list(part) for part in parts] for parts in (RAGGED, plan.shifts))
@@ -184,5 +182,5 @@ def test_every_block_of_a_context_matters():
                     plan, blocks=tuple(map(tuple, fewer)), shifts=tuple(map(tuple, shifts))
                 )
                 attend = bench.attend(less)
-                other = bench.denoiser.flow(less, x, 625.0, attend, bench.text)
+                other = bench.pass_of(less, x, 625.0, attend)
                 assert difference(other[row], got[row]) > 1e-5

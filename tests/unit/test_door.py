@@ -95,6 +95,35 @@ def test_a_prompts_file_makes_numbered_videos_and_traces(call):
     assert out.count("video ") == 2
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_prompts_of_a_batch_are_reported_one_by_one(call, batch):
+    Path("prompts.txt").write_text("one\ntwo\nthree\n", encoding="utf-8")
+    code, out, err = call(
+        *("--prompts-file", "prompts.txt", "-o", "v.mp4", "--trace", "t.json"),
+        *("--seconds", 2, "--batch", batch),
+    )
+    assert (code, err) == (0, [])
+    assert out.count("video ") == 3 and out.index("v_000.mp4") < out.index("v_002.mp4")
+    traces = [read_trace(f"t_00{i}.json") for i in range(3)]
+    assert [trace.prompt for trace in traces] == ["one", "two", "three"]
+    assert [len(trace.chunks) for trace in traces] == [3, 3, 3]
+
+
+def test_stopped_in_a_batch_every_video_keeps_what_it_has(call):
+    Path("prompts.txt").write_text("one\ntwo\n", encoding="utf-8")
+
+    def stop(index: int) -> None:
+        if index == 3:
+            raise KeyboardInterrupt
+
+    code, _, err = call(
+        *("--prompts-file", "prompts.txt", "-o", "v.mp4", "--seconds", 5, "--batch", 2),
+        build=lambda settings: FakeEngine(settings, before=stop),
+    )
+    assert code == 130
+    assert "are playable in v_000.mp4" in err[0] and "are playable in v_001.mp4" in err[0]
+
+
 def test_unknown_words_are_a_warning(call):
     code, _, err = call("a red dragon", "--seconds", 1)
     assert (code, err) == (0, ["warning: the model does not know these words: dragon"])

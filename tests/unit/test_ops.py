@@ -40,10 +40,10 @@ def run(ops: str, attention: str = "sdpa"):
 @pytest.mark.parametrize("ops", [pytest.param(name, marks=mark) for name, mark in RUNS.items()])
 def test_a_video_does_not_depend_on_the_kernels(ops):
     named, decisions, frames = run("torch")
-    assert set(named.values()) == {"torch", "sdpa"}
+    assert set(named.values()) == {"torch", "sdpa", "off"}
     assert {route for _, row in decisions for _, route in row} == set(Route)
     again, same_decisions, same_frames = run(ops, "triton" if ops == "triton" else "sdpa")
-    assert set(again) == set(named) and set(again.values()) == {ops, again["attention"]}
+    assert set(again) == set(named) and set(again.values()) == {ops, again["attention"], "off"}
     assert same_decisions == decisions
     assert (same_frames - frames).abs().max() < 1e-4
     assert not torch.equal(same_frames, frames)  # something else did run

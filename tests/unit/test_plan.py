@@ -21,13 +21,13 @@ def plan(settings: MemorySettings, index: int, *memories: Memory) -> ChunkPlan:
 
 def test_a_first_chunk_sees_nothing():
     got = plan(ABSOLUTE, 0, Memory(), Memory())
-    assert got == ChunkPlan(0, 0, ((), ()), ((), ()))
+    assert got == ChunkPlan((0, 0), ((), ()), ((), ()), (0, 1), (0, 0))
     assert got.rows == 2
 
 
 def test_sinks_come_before_the_window_in_the_order_they_joined():
     got = plan(ABSOLUTE, 9, memory([0, 12, 6], [21, 24]), memory([0], [21, 24]))
-    assert got.start_frame == 27
+    assert got.start_frames == (27, 27)
     assert got.blocks == ((100, 112, 106, 121, 124), (100, 121, 124))
     assert got.shifts == ((0,) * 5, (0,) * 3)
 
@@ -50,6 +50,7 @@ def test_a_short_video_is_not_moved():
 def test_taking_rows_keeps_blocks_and_shifts_together(rows):
     whole = plan(RELATIVE, 9, *(memory([0, 3 * row], [21, 24]) for row in range(1, 4)))
     part = whole.take(rows)
-    assert (part.index, part.start_frame, part.rows) == (9, 27, len(rows))
+    assert (part.start_frames, part.rows) == ((27,) * len(rows), len(rows))
+    assert part.seeds == tuple(rows) and part.targets == ()
     assert part.blocks == tuple(whole.blocks[row] for row in rows)
     assert part.shifts == tuple(whole.shifts[row] for row in rows)

@@ -89,7 +89,7 @@ def test_the_papers_gate_looks_at_recent_chunks_and_the_released_one_at_all():
 def test_clips_reach_the_reward_with_their_place_in_any_batch(batch_rows):
     image = Noting()
     frames = torch.rand(5, 2, 3, 4, 4)
-    got = scorer(image, batch_rows=batch_rows).rate_images(frames, PLACE)
+    got = scorer(image, batch_rows=batch_rows).rate_images(frames, [slice(None)], [PLACE])
     assert torch.equal(got, frames.mean((1, 2, 3, 4)))
     assert torch.equal(torch.cat([clip.frames for clip in image.clips]), frames)
     assert {(c.prompt, c.fps, c.chunk) for c in image.clips} == {("a prompt", 16, 4)}
@@ -110,9 +110,9 @@ def test_a_reward_of_the_wrong_shape_is_named(answer, got):
     with pytest.raises(
         RuntimeError, match=rf"image reward: want one score per clip \[3\], got {got}"
     ):
-        scorer(image=Noting(answer)).rate_images(frames, PLACE)
+        scorer(image=Noting(answer)).rate_images(frames, [slice(None)], [PLACE])
     with pytest.raises(RuntimeError, match="video reward: want one score per clip"):
-        scorer(video=Noting(answer)).rate_videos(frames, PLACE)
+        scorer(video=Noting(answer)).rate_videos(frames, [slice(None)], [PLACE])
     with pytest.raises(RuntimeError, match="final reward: want one score per clip"):
         scorer().best(frames, PLACE, Noting(answer))
 
@@ -120,7 +120,7 @@ def test_a_reward_of_the_wrong_shape_is_named(answer, got):
 def test_wrong_shapes_that_add_up_are_still_wrong():
     image = Noting(torch.zeros(2), torch.zeros(0))
     with pytest.raises(RuntimeError, match=r"want one score per clip \[1\], got \[2\]"):
-        scorer(image, batch_rows=1).rate_images(torch.rand(2, 2, 3, 4, 4), PLACE)
+        scorer(image, batch_rows=1).rate_images(torch.rand(2, 2, 3, 4, 4), [slice(None)], [PLACE])
 
 
 @pytest.mark.parametrize(
@@ -140,3 +140,29 @@ def test_the_final_choice_passes_over_what_is_not_finite(scores, best):
     frames = torch.rand(len(scores), 2, 3, 4, 4)
     assert scorer(video=ByRow(lambda chunk, rows: scores)).best(frames, PLACE) == best
     assert scorer().best(frames, PLACE, ByRow(lambda chunk, rows: scores)) == best
+
+
+@pytest.mark.parametrize(
+    ("stride", "seen"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (4, [0, 4]), (9, [4])]
+)
+def test_the_image_reward_sees_every_nth_frame_and_the_last(stride, seen):
+    image, video = Noting(), Noting()
+    frames = torch.arange(5.0).view(1, 5, 1, 1, 1).expand(2, 5, 3, 4, 4)
+    reward = RewardSettings(stride=stride)
+    room = Scorer(image, video, reward, MemorySettings(), False)
+    room.rate_images(frames, [slice(None)], [PLACE])
+    room.rate_videos(frames, [slice(None)], [PLACE])
+    assert image.clips[0].frames[0, :, 0, 0, 0].tolist() == seen
+    assert torch.equal(video.clips[0].frames, frames)
+
+
+def test_rows_of_two_videos_reach_the_reward_with_their_own_prompt():
+    image = Noting()
+    frames = torch.rand(5, 2, 3, 4, 4)
+    other = Place("another prompt", 16, 4, 11)
+    got = scorer(image).rate_images(frames, [slice(0, 3), slice(3, 5)], [PLACE, other])
+    assert torch.equal(got, frames.mean((1, 2, 3, 4)))
+    assert [(c.prompt, len(c.frames)) for c in image.clips] == [
+        ("a prompt", 3),
+        ("another prompt", 2),
+    ]

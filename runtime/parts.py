@@ -1,0 +1,58 @@
+"""What an engine is made of: a generator, rewards and a source of noise, loaded by the names in the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from runtime.generators import Generator, load_generator
+from runtime.noise import PhiloxNoise
+from runtime.rewards import load_reward
+from runtime.search import SearchPolicy, build_policy
+from runtime.settings import Settings
+from runtime.types import Decoder, NoiseSource, RewardModel
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine is made of. Tests and replays hand in their own; everybody else names parts in ``Settings``."""
+
+    generator: Generator
+    image: RewardModel | None  # None where the policy asks no reward
+    video: RewardModel | None
+    noise: NoiseSource
+    final: RewardModel | None = None  # rates whole videos at the end; None: the video reward
+    scoring: Decoder | None = None  # of the frames that rewards see; None: the generator's
+
+    @staticmethod
+    def load(settings: Settings) -> Parts:
+        run, policy = settings.run, build_policy_of(settings)
+        device, dtype = find_device(run.device), DTYPES[run.dtype]
+        asked = policy.judges or policy.rates
+        return Parts(
+            load_generator(run.generator, device, dtype, run.ops),
+            load_reward(settings.reward.image, run.device) if asked else None,
+            load_reward(settings.reward.video, run.device) if asked else None,
+            PhiloxNoise(device, dtype, run.ops),
+        )
+
+
+def build_policy_of(settings: Settings) -> SearchPolicy:
+    """The search policy that ``settings`` ask for."""
+    return build_policy(settings.search, settings.released, settings.memory.sinking)
+
+
+def find_device(name: str) -> torch.device:
+    """The device called ``name``. ValueError for no device at all, RuntimeError for one that this machine lacks."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(
+            f"run.device: {name!r} cannot be used here ({reason}); use 'cpu'"
+        ) from None
+    return device
