@@ -42,8 +42,8 @@ class Cost:
 class Counted(Protocol):
     """A reward model that knows what it costs."""
 
-    def flops(self, frames: int) -> int:
-        """FLOPs of judging one clip of ``frames`` frames."""
+    def flops(self, frames: int, height: int, width: int, fps: int) -> int:
+        """FLOPs of judging one clip with the shortest prompt; its frames are counted before any sampling."""
         ...
 
 
@@ -178,6 +178,28 @@ class ChunkWork:
     kept: tuple[int, ...]  # rows of the candidates that survived
     frames: int  # pixel frames of one candidate
     last: bool
+    size: tuple[int, int] = (0, 0)  # of a frame: height and width
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """The rewards that know their cost, and what they are shown."""
+
+    image: Counted | None = None
+    video: Counted | None = None
+    image_stride: int = 1  # of the chunk's frames
+    time_stride: int = 4  # frames of a latent frame
+    fps: int = 16
+
+    @staticmethod
+    def of(engine: Engine) -> Rewards:
+        """Those of an engine."""
+        parts, generator = engine.parts, engine.parts.generator
+        image, video = (
+            model if isinstance(model, Counted) else None for model in (parts.image, parts.video)
+        )
+        stride = engine.settings.reward.stride
+        return Rewards(image, video, stride, generator.time_stride, generator.fps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +215,8 @@ class LineCosts:
     cold: bool  # candidates are decoded from nothing for the rewards, survivors once more for the viewer
     reward_chunks: int  # of the video reward's window
     judges: bool
-    whole: bool  # every candidate goes through every pass
+    whole: bool = True  # every candidate goes through every pass
+    rewards: Rewards = Rewards()
 
     @staticmethod
     def of(engine: Engine) -> LineCosts:
@@ -202,6 +225,7 @@ class LineCosts:
         _, height, width = generator.latent_shape
         element = generator.dtype.itemsize
         dense = settings.run.linears == "dense"
+        wasteful = settings.run.schedule == "released"
         decoder = None
         if isinstance(generator.decoder, StreamingVAE):
             decoder = DecoderShape(generator.decoder.vae.config, height, width, element)
@@ -210,28 +234,48 @@ class LineCosts:
             DiTShape(generator.dit.config, tokens, element, element if dense else 1),
             decoder if settings.reward.decoder == "full" else None,
             generator.schedule.passes,
-            1 if settings.run.schedule == "released" else settings.run.batch_rows,
-            engine.clean_all,
+            1 if wasteful else settings.run.batch_rows,
+            wasteful,
             settings.memory.keep_last,
-            engine.decoding.cold,
+            (settings.released or wasteful) and engine.policy.judges,
             settings.reward.window_chunks,
             engine.policy.judges,
-            settings.search.policy != "halving",
+            not engine.policy.draft_passes,
+            Rewards.of(engine),
         )
 
     def chunk(self, work: ChunkWork) -> dict[str, Cost]:
         """Stage -> cost, under the names of the stage clock; the clean pass belongs to "memory"."""
-        costs = {"denoise": self._denoise(work)} if self.whole else {}
+        costs = self._judging(work) if self.judges else {}
+        if self.whole:
+            costs["denoise"] = self._denoise(work)
         if not work.last or self.keep_last:
             rows = range(len(work.contexts)) if self.clean_all else work.kept
             contexts = [work.contexts[row] for row in rows]
             costs["memory"] = _batched(self.dit.clean, contexts, self.batch_rows)
-        if self.decoder is not None:
+        if self.decoder is not None and self.whole:
             costs["decode"] = self._decode(work, self.decoder)
         return costs
 
     def _denoise(self, work: ChunkWork) -> Cost:
         return _batched(self.dit.forward, work.contexts, self.batch_rows).times(self.passes)
+
+    def _judging(self, work: ChunkWork) -> dict[str, Cost]:
+        """Of the rewards that know. The video reward sees the recent chunks; one that begins cold begins with one frame."""
+        rewards, rows = self.rewards, len(work.contexts)
+        past = min(work.index, self.reward_chunks - 1)
+        begins = self.cold or past == work.index
+        whole = CHUNK_FRAMES * rewards.time_stride
+        window = whole * (past + 1) - (rewards.time_stride - 1 if begins else 0)
+        seen = {
+            "image reward": (rewards.image, -(-work.frames // rewards.image_stride)),
+            "video reward": (rewards.video, window),
+        }
+        return {
+            stage: Cost(rows * model.flops(frames, *work.size, rewards.fps))
+            for stage, (model, frames) in seen.items()
+            if model is not None
+        }
 
     def _decode(self, work: ChunkWork, decoder: DecoderShape) -> Cost:
         rows, first = len(work.contexts), work.index == 0

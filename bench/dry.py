@@ -20,11 +20,28 @@ from runtime.denoise import Denoiser
 from runtime.generators.schedule import Schedule
 from runtime.generators.wan import PATCH, DiTConfig, WanDiT
 from runtime.memory import KVPool
-from runtime.settings import CHUNK_FRAMES, Settings
-from runtime.types import ChunkPlan
+from runtime.settings import CHUNK_FRAMES, RunSettings, Settings
+from runtime.types import ChunkPlan, Draws
 
 FULL_LATENT = (16, 60, 104)  # channels, height, width of a latent frame at 832x480
 META = torch.device("meta")
+
+
+class NoNoise:
+    """A ``NoiseSource`` for latents without values: what it makes has the shape of what it is given."""
+
+    fixed = False
+
+    def draw(self, draws: Draws, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(len(draws.seeds), *shape, device=META)
+
+    def propagate(
+        self, previous: Tensor, parents: Sequence[int], draws: Draws, beta: float, mode: str
+    ) -> Tensor:
+        return previous.new_empty(len(parents), *previous.shape[1:])
+
+    def renoise(self, x0: Tensor, draws: Draws, sigma: float) -> Tensor:
+        return x0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +78,18 @@ def dry_run(
         pool = KVPool(most + 1, block, torch.bfloat16, META, "torch")
         text = dit.text_context(torch.empty(1, 1, config.text_dim, dtype=torch.bfloat16))
         noise = torch.empty(1, CHUNK_FRAMES, *latent, dtype=torch.bfloat16)
-    denoiser = Denoiser(dit, pool, schedule, 0, "sdpa")
+    run = RunSettings(attention="sdpa", graphs="off")
+    denoiser = Denoiser(dit, pool, schedule, NoNoise(), run)
     for timestep in (*denoiser.schedule.timesteps, 0.0):
         # Made beforehand: it is once for all chunks, so no part of what a chunk costs.
         denoiser.moments[timestep] = dit.moment(torch.empty(1, 1, dtype=torch.float64, device=META))
     for blocks in range(most + 1) if contexts is None else contexts:
-        plan = ChunkPlan(blocks, blocks * CHUNK_FRAMES, (tuple(range(blocks)),), ((0,) * blocks,))
+        seen, shifts = tuple(range(blocks)), (0,) * blocks
+        plan = ChunkPlan((blocks * CHUNK_FRAMES,), (seen,), (shifts,), (0,), (0,), targets=(most,))
         with _counting() as denoise:
-            denoiser.run(plan, noise, _again, text)
+            denoiser.run(plan, noise, [text])
         with _counting() as clean:
-            denoiser.clean(plan, noise, [most], text)
+            denoiser.clean(plan, noise, [text])
         yield DryChunk(
             blocks,
             denoise.get_total_flops(),
@@ -78,11 +97,6 @@ def dry_run(
             clean.get_total_flops(),
             shape.clean([blocks]).flops,
         )
-
-
-def _again(x0: Tensor, rows: range, number: int, sigma: float) -> Tensor:
-    """Noise has no shape of its own."""
-    return x0
 
 
 def _counting() -> FlopCounterMode:

@@ -22,6 +22,7 @@ from runtime.types import ChunkEvent, ChunkRecord
 
 # Enough for the window, the sinks and the reward's window of ten chunks to fill up.
 WARMUP_CHUNKS = 12
+WAITS = ("select",)  # stages in which the host waits for the scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class ChunkTime:
     wall_ms: float  # since the chunk before was made; for the first since the prompt was given
     stage_ms: dict[str, float]
     spans: tuple[Span, ...]
-    host_ms: float  # of the host inside the stages
+    host_ms: float  # of the host inside the stages that do not wait
     work: ChunkWork
 
     @property
@@ -86,7 +87,11 @@ class _Notes:
         self.marks.append(now)
         self.chunks.append(
             ChunkTime(
-                (now - before) * 1e3, record.stage_ms, clock.spans, clock.host_ms, work_of(record)
+                (now - before) * 1e3,
+                record.stage_ms,
+                clock.spans,
+                sum(ms for stage, ms in clock.host_ms.items() if stage not in WAITS),
+                work_of(record),
             )
         )
         if len(self.chunks) == self.most:
@@ -96,7 +101,7 @@ class _Notes:
             self.marks[-1] = time.perf_counter()
 
     def _joined(self, first: ChunkTime, record: ChunkRecord, now: float) -> ChunkTime:
-        """One turn of a batch tells of each prompt in turn; the stages' times come with the first."""
+        """One turn of a batch tells of each prompt in turn; the stages' times come with one of them."""
         work, more = first.work, work_of(record)
         rows = len(work.contexts)
         both = replace(
@@ -104,14 +109,18 @@ class _Notes:
             contexts=work.contexts + more.contexts,
             kept=work.kept + tuple(rows + row for row in more.kept),
         )
-        return replace(first, wall_ms=first.wall_ms + (now - self.marks[-1]) * 1e3, work=both)
+        wall_ms = first.wall_ms + (now - self.marks[-1]) * 1e3
+        return replace(
+            first, wall_ms=wall_ms, stage_ms=first.stage_ms or record.stage_ms, work=both
+        )
 
 
 def work_of(record: ChunkRecord) -> ChunkWork:
     """The sizes of a chunk's work."""
     contexts = tuple(len(c.branch.parent.memory.slots) for c in record.candidates)
     last = record.index == record.chunks - 1
-    return ChunkWork(record.index, contexts, record.kept, record.frames.shape[1], last)
+    _, frames, _, height, width = record.frames.shape
+    return ChunkWork(record.index, contexts, record.kept, frames, last, (height, width))
 
 
 def make_video(

@@ -19,7 +19,8 @@ from runtime.bench.power import Meter
 from runtime.bench.profile import profile
 from runtime.bench.sweep import Sweeper
 from runtime.bench.timing import Timing, speedup
-from runtime.engine import DTYPES, Engine, Parts
+from runtime.engine import Engine
+from runtime.parts import Parts
 from runtime.settings import Settings
 
 PROMPTS = (
@@ -76,10 +77,11 @@ def take(plan: Plan) -> dict[str, Any]:
     result["growth"] = _grown(plan, engine.parts)
     if plan.profile is not None:
         result["profile"] = str(profile(engine, plan.batch(0), plan.profile))
+    dtype = engine.parts.generator.dtype
     del engine
     _release()
     # Last: its buffers would be the peak of this process's memory.
-    limit = _ceiling(plan.settings)
+    limit = _ceiling(plan.settings, dtype)
     result["ceilings"] = {**dataclasses.asdict(limit), "dtype": plan.settings.run.dtype}
     result["stages"] = taken.ours.stages(limit)
     result["stages_baseline"] = {name: t.stages(limit) for name, t in taken.theirs.items()}
@@ -98,8 +100,8 @@ def _warm(plan: Plan, settings: Settings, parts: Parts | None, name: str) -> Eng
 def _in_turns(plan: Plan, engine: Engine, meter: Meter) -> Taken:
     """A video of ours, one of each baseline, the next of ours ...: what slows the machine down hits all of them."""
     device, prompts = engine.parts.generator.device, plan.settings.run.prompts
-    ours = Timing([], LineCosts.of(engine), prompts)
-    taken = Taken(ours, {name: Timing([], None, prompts) for name in plan.baselines})
+    ours = Timing([], prompts)
+    taken = Taken(ours, {name: Timing([], prompts) for name in plan.baselines})
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     rivals: dict[str, Engine] = {}
@@ -110,10 +112,12 @@ def _in_turns(plan: Plan, engine: Engine, meter: Meter) -> Taken:
             taken.memory = memory_of(engine, ours)  # before a baseline takes its own
             for name, other in plan.baselines.items():
                 rivals[name] = _warm(plan, other, _shared(plan.settings, other, engine), name)
-                taken.theirs[name].costs = LineCosts.of(rivals[name])
         if number < plan.baseline_repeats:
             for name, rival in rivals.items():
                 taken.theirs[name].videos.append(make_video(rival, plan.batch(number)))
+    ours.price(LineCosts.of(engine))
+    for name, rival in rivals.items():
+        taken.theirs[name].price(LineCosts.of(rival))
     return taken
 
 
@@ -194,9 +198,9 @@ def _grown(plan: Plan, parts: Parts) -> dict[str, list[dict[str, Any]]]:
     return growth
 
 
-def _ceiling(settings: Settings) -> Ceiling:
+def _ceiling(settings: Settings, dtype: torch.dtype) -> Ceiling:
     run = settings.run
-    limit = ceiling(run.device, DTYPES[run.dtype])
+    limit = ceiling(run.device, dtype)
     if run.linears != "dense" and torch.device(run.device).type == "cuda":
         limit = dataclasses.replace(limit, narrow_tflop_per_s=narrow_matmul(run.device))
     return limit

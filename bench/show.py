@@ -97,7 +97,7 @@ def summary(result: dict[str, Any]) -> Iterator[str]:
             yield line(label, f"{d['median']:.4g} {unit}", f"{spread}; {text}")
     if result["host_ms"]:
         host = result["host_ms"]
-        text = "host time inside the stages, waiting for a full launch queue included"
+        text = "host time inside the stages but select, where it waits for the scores; a full launch queue counts"
         yield line("host issues", f"{host['median']:.4g} ms", f"p95 {host['p95']:.4g}; {text}")
     for name, ratio in result["speedup"].items():
         low, high = result["speedup_spread"][name]

@@ -15,7 +15,8 @@ from typing import Any
 
 from runtime.bench.measure import WARMUP_CHUNKS, ChunkTime, Enough, VideoTime, make_video
 from runtime.bench.numbers import dist
-from runtime.engine import Engine, Parts
+from runtime.engine import Engine
+from runtime.parts import Parts
 from runtime.settings import CHUNK_FRAMES, Settings
 
 AXES = ("candidates", "context", "length", "prompts")

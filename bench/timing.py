@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.bench.clock import Ceiling
-from runtime.bench.cost import Cost, LineCosts
+from runtime.bench.cost import ChunkWork, Cost, LineCosts
 from runtime.bench.measure import ChunkTime, VideoTime
 from runtime.bench.numbers import Dist, dist
 from runtime.telemetry import STAGES
@@ -21,11 +21,15 @@ ORDER = (*STAGES, WRITE, BETWEEN)
 
 @dataclass
 class Timing:
-    """Videos of one engine, and the prices of its chunks."""
+    """Videos of one engine, and the prices of their chunks."""
 
     videos: list[VideoTime] = field(default_factory=list)
-    costs: LineCosts | None = None
     prompts: int = 1  # in one batch
+    prices: dict[ChunkWork, dict[str, Cost]] = field(default_factory=dict)
+
+    def price(self, costs: LineCosts) -> None:
+        """Note what each chunk had to cost, stage by stage."""
+        self.prices |= {chunk.work: costs.chunk(chunk.work) for chunk in self.chunks}
 
     @property
     def frames(self) -> int:
@@ -54,7 +58,7 @@ class Timing:
         }
 
     def host_ms(self) -> Dist:
-        """Host time inside the stages of a chunk."""
+        """Host time inside the stages of a chunk, but for those that wait."""
         return dist([chunk.host_ms for chunk in self.chunks])
 
     def stage_ms(self) -> dict[str, list[float]]:
@@ -90,8 +94,8 @@ class Timing:
         """FLOPs and bytes of a median chunk, and what the stage made of its time over all chunks that have a price."""
         keys = ("flops", "bytes", "tflop_per_s", "gb_per_s", "roofline_share")
         priced: list[tuple[Cost, float]] = []
-        for chunk in self.chunks if self.costs else ():
-            cost = self.costs.chunk(chunk.work).get(stage) if self.costs else None
+        for chunk in self.chunks:
+            cost = self.prices.get(chunk.work, {}).get(stage)
             if cost is not None and stage in chunk.stage_ms:
                 priced.append((cost, chunk.stage_ms[stage]))
         if not priced:
@@ -100,9 +104,9 @@ class Timing:
         least = sum(least_ms(cost, ceiling) for cost, _ in priced) if ceiling else None
         values = (
             statistics.median(cost.flops for cost, _ in priced),
-            statistics.median(cost.bytes for cost, _ in priced),
+            statistics.median(cost.bytes for cost, _ in priced) or None,
             total.flops / ms / 1e9,
-            total.bytes / ms / 1e6,
+            total.bytes / ms / 1e6 or None,
             least / ms if least is not None else None,
         )
         return dict(zip(keys, values, strict=True))

@@ -13,7 +13,7 @@ Open a stage inside the stream that it is about.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -58,7 +58,7 @@ class StageClock:
         self.device = device
         self.exact = exact
         self.spans: tuple[Span, ...] = ()  # of what the last ``take`` took, in the order they ended
-        self.host_ms = 0.0  # of the host inside those stages: what it needs to issue them
+        self.host_ms: dict[str, float] = {}  # of the host inside them: what it needs to issue each
         self._passed: list[tuple[str, _Mark, _Mark]] = []
         self._events: list[torch.cuda.Event] = []  # that nobody waits for any more
 
@@ -80,14 +80,11 @@ class StageClock:
     def take(self) -> dict[str, float]:
         """Milliseconds per stage since the last call; a stage that ran several times is summed."""
         passed, self._passed = self._passed, []
-        self.host_ms = sum((end.host - begin.host) * 1e3 for _, begin, end in passed)
+        self.host_ms = _summed((name, (end.host - begin.host) * 1e3) for name, begin, end in passed)
         self.spans = _spans(passed)
         for _, begin, end in passed:
             self._events += [mark.event for mark in (begin, end) if mark.event is not None]
-        spent: dict[str, float] = {}
-        for span in self.spans:
-            spent[span.stage] = spent.get(span.stage, 0.0) + span.end_ms - span.start_ms
-        return spent
+        return _summed((span.stage, span.end_ms - span.start_ms) for span in self.spans)
 
     def _mark(self) -> _Mark:
         now = time.perf_counter()
@@ -115,6 +112,13 @@ def _spans(passed: list[tuple[str, _Mark, _Mark]]) -> tuple[Span, ...]:
             stream = streams.setdefault(begin.stream, f"stream {len(streams)}")
         spans.append(Span(name, _between(origin, begin), _between(origin, end), stream))
     return tuple(spans)
+
+
+def _summed(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    spent: dict[str, float] = {}
+    for name, ms in pairs:
+        spent[name] = spent.get(name, 0.0) + ms
+    return spent
 
 
 def _between(first: _Mark, then: _Mark) -> float:

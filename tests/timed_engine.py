@@ -41,9 +41,9 @@ class TimedEngine(FakeEngine):
         for index in range(self.chunks):
             self._nap(index)
             stage_ms = self.clock.take()
-            for record in [record for record in records if record.index == index]:
-                watch(replace(record, stage_ms=stage_ms))
-                stage_ms = {}
+            told = [record for record in records if record.index == index]
+            for record in told:  # the batch's times go with the last
+                watch(replace(record, stage_ms=stage_ms if record is told[-1] else {}))
             yield from ((place, event) for place, event in events if event.index == index)
 
 

@@ -228,6 +228,7 @@ def test_videos_take_turns(monkeypatch):
         run_module, "_warm", lambda plan, other, parts, name: engine(other, parts, name)
     )
     monkeypatch.setattr(run_module, "LineCosts", SimpleNamespace(of=lambda engine: None))
+    monkeypatch.setattr(run_module.Timing, "price", lambda timing, costs: None)
     monkeypatch.setattr(run_module, "memory_of", lambda engine, timing: order.append("memory"))
     monkeypatch.setattr(
         run_module,
@@ -263,3 +264,17 @@ def test_a_gpus_numbers_are_shown_where_there_are_some(outcome):
     text = show(outcome.result | {"power": power, "memory": memory, "host_ms": some})
     assert "1 W (most 2)" in text and "7 J per second of video" in text and "sync boost" in text
     assert "GPU peak 5 MB, 6 MB reserved" in text and "host issues" in text
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_stages_are_the_gpus_own_and_fit_into_the_wall_time(monkeypatch):
+    asked(monkeypatch, *("--device", "cuda", "--seconds", "3", "--precision", "bf16"))
+    settings = settings_of(parse())
+    result = run_module.take(Plan(settings, {}, repeats=2))
+    assert result["host_ms"]["median"] > 0 and result["memory"]["gpu_peak_mb"] > 1
+    assert {span["stream"] for span in result["timeline"]} >= {"stream 0"}
+    covered = sum(row["median_ms"] for name, row in result["stages"].items() if name != "text")
+    # Rewards on streams of their own overlap: at most everything twice.
+    assert covered <= 2 * result["latency"]["inter_chunk_ms"]["max"]
+    assert result["stages"]["denoise"]["roofline_share"] <= 1.05
+    assert result["ceilings"]["matmul_tflop_per_s"] > 10

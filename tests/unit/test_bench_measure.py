@@ -2,7 +2,6 @@
 
 import importlib.util
 import time
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -110,14 +109,11 @@ def video(seconds, *chunks, frames=24, write=0.0) -> VideoTime:
     return VideoTime(seconds, frames, chunks, write, chunks[0].wall_ms, (0,) * len(chunks))
 
 
-class Priced:
-    """One stage with a price: two GFLOP and a MB a chunk."""
-
-    chunk: Callable = staticmethod(lambda work: {"denoise": Cost(2_000_000_000, 1_000_000)})
-
-
 def timing(*videos) -> Timing:
-    return Timing(list(videos), Priced())  # type: ignore[arg-type]
+    """With a price for one stage: two GFLOP and a MB a chunk."""
+    made = Timing(list(videos))
+    made.prices = {c.work: {"denoise": Cost(2_000_000_000, 1_000_000)} for c in made.chunks}
+    return made
 
 
 FIRST = chunk(0, 30.0, [("text", 0.0, 5.0), ("denoise", 5.0, 25.0)])

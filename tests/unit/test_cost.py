@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from runtime.bench.cost import ChunkWork, Cost, DecoderShape, DiTShape, LineCosts
+from runtime.bench.cost import ChunkWork, Cost, DecoderShape, DiTShape, LineCosts, Rewards
 from runtime.bench.dry import dry_run
 from runtime.generators.vae import WAN21, VAEConfig, WanVAE
 from runtime.generators.wan import DiTConfig
@@ -168,3 +168,36 @@ def test_an_engine_is_priced_as_it_stands():
     released = tiny_engine(2, {"run.schedule": "released"})
     costs = LineCosts.of(released)
     assert (costs.batch_rows, costs.clean_all, costs.cold, costs.decoder) == (1, True, True, None)
+
+
+class Knows:
+    """A reward that says what a clip costs: one FLOP a pixel and frame."""
+
+    def flops(self, frames: int, height: int, width: int, fps: int) -> int:
+        return frames * height * width
+
+
+@pytest.mark.parametrize(
+    ("index", "frames", "cold", "window"),
+    [(0, 9, False, 9), (1, 12, False, 21), (5, 12, False, 36), (5, 12, True, 33)],
+)
+def test_rewards_that_know_their_cost_are_asked_for_what_they_see(index, frames, cold, window):
+    rewards = Rewards(Knows(), Knows(), image_stride=5)
+    work = ChunkWork(index, (1, 1), (0,), frames, last=False, size=(10, 20))
+    costs = replace(LINE, rewards=rewards, cold=cold).chunk(work)
+    seen = {9: 2, 12: 3}[frames]  # every fifth frame, the last among them
+    assert costs["image reward"].flops == 2 * seen * 200
+    assert costs["video reward"].flops == 2 * window * 200  # three chunks, the first with 9 frames
+
+
+def test_a_policy_that_asks_no_reward_pays_for_none():
+    work = ChunkWork(0, (0,), (0,), 9, last=True, size=(10, 20))
+    rewards = Rewards(Knows(), Knows())
+    assert "image reward" not in replace(LINE, rewards=rewards, judges=False).chunk(work)
+
+
+def test_only_rewards_that_know_their_cost_are_counted():
+    engine = tiny_engine(2)
+    assert Rewards.of(engine).image is None
+    engine.parts = replace(engine.parts, image=Knows())
+    assert isinstance(Rewards.of(engine).image, Knows) and Rewards.of(engine).time_stride == 2

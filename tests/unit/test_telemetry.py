@@ -74,7 +74,7 @@ def test_spans_say_when_each_stage_ran_and_the_host_time_is_their_sum():
     assert (noise.stage, noise.start_ms, noise.stream) == ("noise", 0.0, "host")
     assert denoise.start_ms >= noise.end_ms + 3.0
     assert denoise.end_ms - denoise.start_ms == pytest.approx(taken["denoise"])
-    assert clock.host_ms == pytest.approx(sum(taken.values()))
+    assert clock.host_ms == pytest.approx(taken)
 
 
 def test_a_stage_that_fails_is_still_counted():
@@ -99,7 +99,7 @@ def test_an_exact_clock_has_the_gpus_times_and_waits_only_when_taken(monkeypatch
         Span("denoise", 0.0, 50.0, "stream 0"),
         Span("image reward", 50.0, 70.0, "stream 1"),
     )
-    assert clock.host_ms == pytest.approx(4.0)
+    assert clock.host_ms == pytest.approx({"denoise": 1.0, "image reward": 3.0})
     assert gpu.ranges == ["denoise", "pop", "image reward", "pop"]
 
 
@@ -151,5 +151,5 @@ def test_on_a_gpu_a_chunk_is_timed_without_a_synchronisation_inside():
     waited_ms = (time.perf_counter() - began) * 1e3
     # 20 products of 137 GFLOP: no GPU does one in less than 0.05 ms, and the host issues all in far less time.
     assert 1.0 < taken["denoise"] <= waited_ms and taken["select"] < taken["denoise"]
-    assert clock.host_ms < taken["denoise"]
+    assert clock.host_ms["denoise"] < taken["denoise"]
     assert {span.stream for span in clock.spans} == {"stream 0"}
