@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import resource
 import shlex
@@ -31,6 +32,7 @@ def environment(settings: Settings, implementations: dict[str, str]) -> dict[str
         "python": platform.python_version(),
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
+        "cores": os.cpu_count() or 1,
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "cuda": torch.version.cuda,
         "driver": driver(),
@@ -42,6 +44,14 @@ def environment(settings: Settings, implementations: dict[str, str]) -> dict[str
         "implementations": implementations,
         "seed": settings.search.seed,
     }
+
+
+def load() -> float | None:
+    """How many processes wanted to run, on average of the last minute; None where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
 
 
 def command() -> str:

@@ -13,7 +13,7 @@ import torch
 
 from runtime.bench.clock import Ceiling, ceiling, narrow_matmul
 from runtime.bench.cost import LineCosts
-from runtime.bench.environment import command, environment, host_peak_mb, output_kind
+from runtime.bench.environment import command, environment, host_peak_mb, load, output_kind
 from runtime.bench.measure import WARMUP_CHUNKS, make_video
 from runtime.bench.power import Meter
 from runtime.bench.profile import profile
@@ -68,11 +68,13 @@ class Taken:
 
 def take(plan: Plan) -> dict[str, Any]:
     """Every number, under the keys of the JSON file."""
+    busy = load()  # before there is anything of ours
     engine = _warm(plan, plan.settings, None, "the measured settings")
     meter = Meter.open(engine.parts.generator.device)
     taken = _in_turns(plan, engine, meter)
     _release()
     result = _facts(plan, engine, taken)
+    result["environment"]["load"] = busy
     result["power"] = meter.table(taken.ours.frames / engine.fps)
     result["growth"] = _grown(plan, engine.parts)
     if plan.profile is not None:

@@ -9,6 +9,7 @@ from runtime.bench.options import BASELINES
 from runtime.bench.sweep import HELD, SHORT_CHUNKS
 
 WIDTH = 100
+BUSY = 0.25  # other people's share of the cores from which on it is said
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -34,8 +35,14 @@ def head(result: dict[str, Any]) -> Iterator[str]:
     versions = [f"torch {place['torch']}"]
     versions += [f"CUDA {place['cuda']}, driver {place['driver']}"] if place["gpu"] else []
     yield f"{place['dtype']}{linears} on {where}{threads}; {', '.join(versions)}; commit {place['commit']}"
+    cores, load = place["cores"], place["load"]
+    if load is not None and load > BUSY * cores:
+        yield from wrapped(
+            f"This machine was busy before the start (load {load:.1f} on {cores} cores): times are longer and wider than "
+            f"on a quiet one; ratios of neighbours suffer less."
+        )
     ops = ", ".join(f"{op} {impl}" for op, impl in place["implementations"].items())
-    yield from wrapped(f"{ops}; graphs {run['graphs']}; weights {place['weights']}")
+    yield from wrapped(f"{ops}; weights {place['weights']}")
 
 
 def stages(result: dict[str, Any]) -> Iterator[str]:

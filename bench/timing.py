@@ -82,7 +82,10 @@ class Timing:
         names = [*ORDER, *sorted(times.keys() - set(ORDER))]
         return {
             name: {
-                **{f"{key}_ms": value for key, value in dist(times[name]).items()},
+                **{
+                    f"{key}_ms": value for key, value in dist(times[name]).items() if key != "count"
+                },
+                "count": len(times[name]),
                 "share": sum(times[name]) / total,
                 **self._work(name, ceiling),
             }
