@@ -4,7 +4,7 @@ or with random numbers, for timing, since speed does not depend on the values.""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,13 +38,16 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def load_weights_(
-    module: nn.Module, path: Path, shared: Mapping[str, str] = MappingProxyType({})
+    module: nn.Module,
+    path: Path,
+    shared: Mapping[str, str] = MappingProxyType({}),
+    unused: Collection[str] = (),
 ) -> None:
     """Fill ``module`` (built on the meta device or not) from a safetensors file, in the file's dtype.
 
     The header is compared first: every missing, unexpected or mis-shaped key and every dtype that is not a float's is a
     ValueError that names the file and the keys before a tensor is read. ``shared`` maps names of the module to the name
-    its one tensor has in the file.
+    its one tensor has in the file; the file may also hold ``unused`` names, which are not read.
     """
     wanted = {
         name: tuple(value.shape)
@@ -53,7 +56,8 @@ def load_weights_(
     }
     try:
         with safe_open(path, framework="pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            names = [key for key in file.keys() if key not in unused]  # noqa: SIM118
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             compare_keys(path, wanted, shapes)
             compare_dtypes(path, {name: file.get_slice(name).get_dtype() for name in wanted})
             tensors = {name: file.get_tensor(name) for name in wanted}

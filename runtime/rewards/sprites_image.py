@@ -20,12 +20,12 @@ from runtime.rewards.sprites_net import (
     agreement,
     check_shape,
     known_words,
-    load_into,
     pool,
     prepare,
-    read_facts,
+    read_words,
 )
 from runtime.types import Clip
+from runtime.weights import load_weights_
 
 FRAMES_AT_ONCE = 256  # bounds the memory of one forward pass
 
@@ -59,7 +59,7 @@ class SpritesImageReward:
     horizon = 1
 
     def __init__(self, net: ImageNet, words: tuple[str, ...], device: torch.device) -> None:
-        self.net = net.to(device).eval().requires_grad_(False)
+        self.net = net.to(device, torch.float32).eval().requires_grad_(False)
         self.words = words
         self.device = device
 
@@ -69,12 +69,12 @@ class SpritesImageReward:
     ) -> SpritesImageReward:
         """The trained reward from ``path`` (a .safetensors file with a .json beside it), by default the packaged one.
 
-        Raises FileNotFoundError for a missing file and ValueError for a wrong one, naming file and key.
+        Raises ValueError for a missing or wrong file, naming file and key.
         """
         path = Path(path) if path else WEIGHTS / "image.safetensors"
-        words = tuple(read_facts(path)["words"])
+        words = read_words(path)
         net = ImageNet(len(words))
-        load_into(net, path)
+        load_weights_(net, path)
         return cls(net, words, torch.device(device))
 
     @torch.inference_mode()

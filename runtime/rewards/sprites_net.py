@@ -1,22 +1,20 @@
-"""The layers that both rewards of the embedded world share: frame encoder, word agreement, and loading with clear errors.
+"""The layers that both rewards of the embedded world share: frame encoder, word agreement, vocabulary.
 
 Legend: N frames, B clips, W words of the vocabulary, C channels.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from runtime.weights import read_config
 
 SIDE = 96  # pixels a side that the networks see
 PATCH = 6  # pixels
@@ -104,41 +102,10 @@ def prepare(frames: Tensor, device: torch.device) -> Tensor:
     return small.view(*frames.shape[:3], SIDE, SIDE)
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """The json beside a weights file. Raises FileNotFoundError or ValueError that name the file and the key."""
-    facts_path = path.with_suffix(".json")
-    for file in (path, facts_path):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"reward weights: no file {file}; train them with `python -m runtime.bench.sprites.train_rewards`"
-            )
-    facts = json.loads(facts_path.read_text(encoding="utf-8"))
-    words = facts.get("words") if isinstance(facts, dict) else None
+def read_words(path: Path) -> tuple[str, ...]:
+    """The vocabulary in the json beside a weights file. ValueError names that json and the key."""
+    path = path.with_suffix(".json")
+    words = read_config(path).get("words")
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError(
-            f"{facts_path}: key 'words': want a list of strings, got {type(words).__name__}"
-        )
-    return facts
-
-
-def load_into(net: nn.Module, path: Path) -> None:
-    """Fill ``net`` from a safetensors file. Raises ValueError naming the file and the first wrong key."""
-    try:
-        stored = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from error
-    wanted = net.state_dict()
-    for key, tensor in wanted.items():
-        if key not in stored:
-            raise ValueError(
-                f"{path}: key '{key}' is missing; want a tensor of shape {list(tensor.shape)}"
-            )
-        if stored[key].shape != tensor.shape:
-            raise ValueError(
-                f"{path}: key '{key}': want shape {list(tensor.shape)}, got {list(stored[key].shape)}"
-            )
-    if extra := sorted(set(stored) - set(wanted)):
-        raise ValueError(
-            f"{path}: key '{extra[0]}' is not part of this reward; is it another model's file?"
-        )
-    net.load_state_dict({key: tensor.float() for key, tensor in stored.items()})
+        raise ValueError(f"{path}: key 'words': want a list of strings, got {type(words).__name__}")
+    return tuple(words)

@@ -26,12 +26,12 @@ from runtime.rewards.sprites_net import (
     agreement,
     check_shape,
     known_words,
-    load_into,
     pool,
     prepare,
-    read_facts,
+    read_words,
 )
 from runtime.types import Clip
+from runtime.weights import load_weights_
 
 STRIDE = 2  # frames between two seen frames
 HEADS = 4
@@ -152,7 +152,7 @@ class SpritesVideoReward:
     horizon = 10
 
     def __init__(self, net: VideoNet, words: tuple[str, ...], device: torch.device) -> None:
-        self.net = net.to(device).eval().requires_grad_(False)
+        self.net = net.to(device, torch.float32).eval().requires_grad_(False)
         self.words = words
         self.device = device
 
@@ -162,12 +162,12 @@ class SpritesVideoReward:
     ) -> SpritesVideoReward:
         """The trained reward from ``path`` (a .safetensors file with a .json beside it), by default the packaged one.
 
-        Raises FileNotFoundError for a missing file and ValueError for a wrong one, naming file and key.
+        Raises ValueError for a missing or wrong file, naming file and key.
         """
         path = Path(path) if path else WEIGHTS / "video.safetensors"
-        words = tuple(read_facts(path)["words"])
+        words = read_words(path)
         net = VideoNet(len(words))
-        load_into(net, path)
+        load_weights_(net, path)
         return cls(net, words, torch.device(device))
 
     @torch.inference_mode()

@@ -136,6 +136,15 @@ def test_keys_that_differ_are_named_by_kind(path, change, message):
     refused(path, message)
 
 
+def test_names_that_a_module_has_no_use_for_are_left_in_the_file(path):
+    save_file({**tensors(), "extra": torch.ones(2), "other": torch.ones(2)}, path)
+    module = network()
+    load_weights_(module, path, unused=("extra", "other", "not there"))
+    assert all(torch.equal(value, tensors()[name]) for name, value in module.state_dict().items())
+    with pytest.raises(ValueError, match="unknown other$"):
+        load_weights_(network(), path, unused=("extra",))
+
+
 def test_keys_are_compared_before_any_tensor_is_read(path, monkeypatch):
     """A stranger's file of the right keys and one wrong shape costs no memory."""
     save_file({**tensors(), "0.bias": torch.full((4,), float("nan"))}, path)
