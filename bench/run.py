@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from runtime.bench.profile import profile
 from runtime.bench.sweep import Sweeper
 from runtime.bench.timing import Timing, speedup
 from runtime.engine import Engine
+from runtime.noise import PhiloxNoise
 from runtime.parts import Parts
 from runtime.settings import Settings
 
@@ -63,24 +65,38 @@ class Taken:
 
     ours: Timing
     theirs: dict[str, Timing]
-    memory: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  # of the engine that was measured
+    together: bool = True  # the baselines took turns with it; else they ran after it
 
 
 def take(plan: Plan) -> dict[str, Any]:
     """Every number, under the keys of the JSON file."""
     busy = load()  # before there is anything of ours
     engine = _warm(plan, plan.settings, None, "the measured settings")
-    meter = Meter.open(engine.parts.generator.device)
-    taken = _in_turns(plan, engine, meter)
+    parts = engine.parts
+    meter = Meter.open(parts.generator.device)
+    taken = _begin(plan, engine, meter)
+    rest = range(1, plan.repeats)
+    taken.together = fits_beside(engine, len(plan.baselines))
+    if taken.together:
+        _in_turns(plan, engine, taken, meter)
+        del engine
+    else:
+        taken.ours.videos += [make_video(engine, plan.batch(n), meter=meter) for n in rest]
+        taken.ours.price(LineCosts.of(engine))
+        del engine  # its memory is the baselines' now
+        _one_by_one(plan, parts, taken)
     _release()
-    result = _facts(plan, engine, taken)
+    result = _facts(plan, taken)
     result["environment"]["load"] = busy
-    result["power"] = meter.table(taken.ours.frames / engine.fps)
-    result["growth"] = _grown(plan, engine.parts)
+    result["power"] = meter.table(taken.ours.frames / parts.generator.fps)
+    result["growth"] = _grown(plan, parts)
     if plan.profile is not None:
-        result["profile"] = str(profile(engine, plan.batch(0), plan.profile))
-    dtype = engine.parts.generator.dtype
-    del engine
+        warm = _warm(plan, plan.settings, parts, "the profile")
+        result["profile"] = str(profile(warm, plan.batch(0), plan.profile))
+        del warm
+    dtype = parts.generator.dtype
+    del parts
     _release()
     # Last: its buffers would be the peak of this process's memory.
     limit = _ceiling(plan.settings, dtype)
@@ -99,34 +115,80 @@ def _warm(plan: Plan, settings: Settings, parts: Parts | None, name: str) -> Eng
     return engine
 
 
-def _in_turns(plan: Plan, engine: Engine, meter: Meter) -> Taken:
-    """A video of ours, one of each baseline, the next of ours ...: what slows the machine down hits all of them."""
+def _begin(plan: Plan, engine: Engine, meter: Meter) -> Taken:
+    """The first video, and what there is to know of the engine while nothing else takes memory."""
     device, prompts = engine.parts.generator.device, plan.settings.run.prompts
-    ours = Timing([], prompts)
-    taken = Taken(ours, {name: Timing([], prompts) for name in plan.baselines})
+    taken = Taken(Timing([], prompts), {name: Timing([], prompts) for name in plan.baselines})
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    rivals: dict[str, Engine] = {}
-    for number in range(plan.repeats):
-        plan.say(f"video {number + 1} of {plan.repeats}")
-        ours.videos.append(make_video(engine, plan.batch(number), meter=meter))
-        if number == 0:
-            taken.memory = memory_of(engine, ours)  # before a baseline takes its own
-            for name, other in plan.baselines.items():
-                rivals[name] = _warm(plan, other, _shared(plan.settings, other, engine), name)
-        if number < plan.baseline_repeats:
-            for name, rival in rivals.items():
-                taken.theirs[name].videos.append(make_video(rival, plan.batch(number)))
-    ours.price(LineCosts.of(engine))
-    for name, rival in rivals.items():
-        taken.theirs[name].price(LineCosts.of(rival))
+    plan.say(f"video 1 of {plan.repeats}")
+    taken.ours.videos.append(make_video(engine, plan.batch(0), meter=meter))
+    taken.facts = {
+        "memory": memory_of(engine, taken.ours),
+        "inside": inside(engine),
+        "implementations": engine.implementations,
+        "latent_size": list(engine.parts.generator.latent_shape[1:]),
+    }
     return taken
 
 
-def _shared(settings: Settings, other: Settings, engine: Engine) -> Parts | None:
-    """The models of ``engine`` where a baseline differs in the order of work alone: they need not be there twice."""
-    same = other.with_changes({"run.schedule": settings.run.schedule}) == settings
-    return engine.parts if same else None
+def _in_turns(plan: Plan, engine: Engine, taken: Taken, meter: Meter) -> None:
+    """A video of each baseline, the next of ours ...: what slows the machine down hits all of them."""
+    rivals = {
+        name: _warm(plan, other, _parts_for(plan.settings, other, engine.parts), name)
+        for name, other in plan.baselines.items()
+    }
+    for number in range(plan.repeats):
+        plan.say(f"video {number + 1} of {plan.repeats}")
+        if number:
+            taken.ours.videos.append(make_video(engine, plan.batch(number), meter=meter))
+        if number < plan.baseline_repeats:
+            for name, rival in rivals.items():
+                taken.theirs[name].videos.append(make_video(rival, plan.batch(number)))
+    taken.ours.price(LineCosts.of(engine))
+    for name, rival in rivals.items():
+        taken.theirs[name].price(LineCosts.of(rival))
+
+
+def _one_by_one(plan: Plan, parts: Parts, taken: Taken) -> None:
+    """The baselines alone, where there is no memory for two engines."""
+    for name, other in plan.baselines.items():
+        _release()
+        rival = _warm(plan, other, _parts_for(plan.settings, other, parts), name)
+        timing = taken.theirs[name]
+        timing.videos += [make_video(rival, plan.batch(n)) for n in range(plan.baseline_repeats)]
+        timing.price(LineCosts.of(rival))
+        del rival
+
+
+def fits_beside(engine: Engine, others: int) -> bool:
+    """Whether ``others`` more engines of about this size, but for the models, can be there at the same time."""
+    device = engine.parts.generator.device
+    if device.type != "cuda" or not others:
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_allocated(device)
+    cached = torch.cuda.memory_reserved(device) - held
+    work = torch.cuda.max_memory_allocated(device) - held
+    # Half as much again: a baseline has more blocks, and keeps its own recordings and contexts.
+    return free + cached >= 1.5 * (others * engine.pool.nbytes + work)
+
+
+def _parts_for(settings: Settings, other: Settings, parts: Parts) -> Parts | None:
+    """The models of ``settings`` as ``other`` runs them, weights shared; None: they have to be loaded anew."""
+    run = settings.run
+    back = {
+        f"run.{name}": getattr(run, name) for name in ("schedule", "ops", "attention", "graphs")
+    }
+    if other.with_changes(back) != settings:
+        return None
+    if other.run.ops == run.ops:
+        return parts
+    dit = copy.copy(parts.generator.dit)  # another module of the same weights
+    dit.ops = other.run.ops
+    generator = dataclasses.replace(parts.generator, dit=dit)
+    noise = PhiloxNoise(generator.device, generator.dtype, other.run.ops)
+    return dataclasses.replace(parts, generator=generator, noise=noise)
 
 
 def memory_of(engine: Engine, timing: Timing) -> dict[str, Any]:
@@ -147,35 +209,34 @@ def memory_of(engine: Engine, timing: Timing) -> dict[str, Any]:
     }
 
 
-def _facts(plan: Plan, engine: Engine, taken: Taken) -> dict[str, Any]:
+def _facts(plan: Plan, taken: Taken) -> dict[str, Any]:
     """What is known without ceilings."""
-    ours, theirs, settings = taken.ours, taken.theirs, plan.settings
+    ours, theirs, settings, facts = taken.ours, taken.theirs, plan.settings, taken.facts
     ratios = {name: speedup(ours, other) for name, other in theirs.items()}
     index, spans = ours.timeline()
-    cuda = engine.parts.generator.device.type == "cuda"
-    last = ours.videos[-1].chunks[-1].work
-    _, height, width = engine.parts.generator.latent_shape
+    on_gpu = torch.device(settings.run.device).type == "cuda"
     return {
         "speedup": {name: ratio for name, (ratio, _) in ratios.items()},
         "speedup_spread": {name: list(spread) for name, (_, spread) in ratios.items()},
+        "in_turns": taken.together,
         "pixel_fps": ours.pixel_fps,
         "pixel_fps_baseline": {name: other.pixel_fps for name, other in theirs.items()},
-        "inside": inside(engine),
+        "inside": facts["inside"],
         "latency": ours.latency(),
         "latency_baseline": {name: other.latency() for name, other in theirs.items()},
         "timeline": spans,
         "timeline_chunk": index,
-        "host_ms": ours.host_ms() if cuda else None,
-        "memory": taken.memory,
+        "host_ms": ours.host_ms() if on_gpu else None,
+        "memory": facts["memory"],
         "videos": len(ours.videos) * ours.prompts,
         "videos_baseline": {name: len(t.videos) * t.prompts for name, t in theirs.items()},
         "frames": ours.frames,
         "chunks": len(ours.chunks),
-        "chunk_frames": last.frames,
-        "latent_size": [height, width],
+        "chunk_frames": ours.chunks[-1].work.frames,
+        "latent_size": facts["latent_size"],
         "settings": dataclasses.asdict(settings),
         "environment": {
-            **environment(settings, engine.implementations),
+            **environment(settings, facts["implementations"]),
             "preset": plan.preset,
             "command": command(),
         },

@@ -111,6 +111,8 @@ def summary(result: dict[str, Any]) -> Iterator[str]:
         pairs = result["videos_baseline"][name] // result["settings"]["run"]["prompts"]
         slow = result["pixel_fps_baseline"][name]
         spread = f"{low:.2f} to {high:.2f} over {pairs} pairs" if pairs > 1 else "1 pair, no spread"
+        if not result["in_turns"]:
+            spread += ", one engine after the other: there was no memory for both"
         yield line(f"vs {name}", f"{ratio:.2f}x", f"{spread}; {slow:.1f} FPS: {BASELINES[name][0]}")
 
 
