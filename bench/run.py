@@ -67,6 +67,7 @@ class Taken:
     theirs: dict[str, Timing]
     facts: dict[str, Any] = field(default_factory=dict)  # of the engine that was measured
     together: bool = True  # the baselines took turns with it; else they ran after it
+    missing: dict[str, str] = field(default_factory=dict)  # baselines that did not fit, and why
 
 
 def take(plan: Plan) -> dict[str, Any]:
@@ -134,10 +135,10 @@ def _begin(plan: Plan, engine: Engine, meter: Meter) -> Taken:
 
 def _in_turns(plan: Plan, engine: Engine, taken: Taken, meter: Meter) -> None:
     """A video of each baseline, the next of ours ...: what slows the machine down hits all of them."""
-    rivals = {
-        name: _warm(plan, other, _parts_for(plan.settings, other, engine.parts), name)
-        for name, other in plan.baselines.items()
-    }
+    rivals = {}
+    for name in plan.baselines:
+        if rival := _rival(plan, name, engine.parts, taken):
+            rivals[name] = rival
     for number in range(plan.repeats):
         plan.say(f"video {number + 1} of {plan.repeats}")
         if number:
@@ -152,13 +153,26 @@ def _in_turns(plan: Plan, engine: Engine, taken: Taken, meter: Meter) -> None:
 
 def _one_by_one(plan: Plan, parts: Parts, taken: Taken) -> None:
     """The baselines alone, where there is no memory for two engines."""
-    for name, other in plan.baselines.items():
+    for name in plan.baselines:
         _release()
-        rival = _warm(plan, other, _parts_for(plan.settings, other, parts), name)
+        rival = _rival(plan, name, parts, taken)
+        if rival is None:
+            continue
         timing = taken.theirs[name]
         timing.videos += [make_video(rival, plan.batch(n)) for n in range(plan.baseline_repeats)]
         timing.price(LineCosts.of(rival))
         del rival
+
+
+def _rival(plan: Plan, name: str, parts: Parts, taken: Taken) -> Engine | None:
+    """The engine of a baseline; None, and a note, where it does not fit: what was measured is not lost for it."""
+    other = plan.baselines[name]
+    try:
+        return _warm(plan, other, _parts_for(plan.settings, other, parts), name)
+    except torch.OutOfMemoryError as error:
+        taken.missing[name] = str(error).splitlines()[0]
+        del taken.theirs[name]
+        return None
 
 
 def fits_beside(engine: Engine, others: int) -> bool:
@@ -219,6 +233,7 @@ def _facts(plan: Plan, taken: Taken) -> dict[str, Any]:
         "speedup": {name: ratio for name, (ratio, _) in ratios.items()},
         "speedup_spread": {name: list(spread) for name, (_, spread) in ratios.items()},
         "in_turns": taken.together,
+        "baselines_missing": taken.missing,
         "pixel_fps": ours.pixel_fps,
         "pixel_fps_baseline": {name: other.pixel_fps for name, other in theirs.items()},
         "inside": facts["inside"],

@@ -114,6 +114,8 @@ def summary(result: dict[str, Any]) -> Iterator[str]:
         if not result["in_turns"]:
             spread += ", one engine after the other: there was no memory for both"
         yield line(f"vs {name}", f"{ratio:.2f}x", f"{spread}; {slow:.1f} FPS: {BASELINES[name][0]}")
+    for name, reason in result["baselines_missing"].items():
+        yield line(f"vs {name}", "-", f"not measured: {reason}")
 
 
 def machine(result: dict[str, Any]) -> Iterator[str]:
