@@ -23,7 +23,7 @@ FOLDERS = {  # package -> folder
 PACKAGE_DATA = {
     "runtime": [
         "generators/sprites/*.safetensors",
-        "generators/sprites/*.json",
+        "generators/*/*.json",
         "rewards/**/*.safetensors",
         "rewards/**/*.json",
     ],

@@ -32,6 +32,7 @@ KERNELS = (
     "adaln",
     "frame_pack",
     "reward_patches",
+    "fp8_quantize",
 )
 
 log = logging.getLogger(__name__)

@@ -305,9 +305,31 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"{name}: no such setting" + (f"; did you mean {guess[0]}?" if guess else "")
 
 
+_FULL_SIZE: dict[
+    str, Any
+] = {  # 832 x 480 on one GPU; search, noise and memory are the released ones
+    "run.device": "cuda",
+    "run.dtype": "bfloat16",
+    "reward.image": "hpsv3",
+    "reward.video": "videoalign",
+    "run.offload_text": True,  # 11 GB that only the prompt needs; with the tiles it fits 80 GB
+    "run.decoder_tile": 32,
+}
 # A preset is a set of changes to the defaults, and what its generator was trained for.
 PRESETS: dict[str, dict[str, Any]] = {
     "sprites": {},
+    "sprites-256": {"run.generator": "sprites-256"},  # random weights, for timing
+    "wan-1.3b": _FULL_SIZE | {"run.generator": "wan-1.3b"},
+    # run.weights and reward.weights are the caller's to give
+    "longlive": _FULL_SIZE | {"run.generator": "longlive"},
+    # time for precision: 8-bit products, a small decoder and fewer frames for the rewards
+    "realtime": _FULL_SIZE
+    | {
+        "run.generator": "wan-1.3b",
+        "run.linears": "fp8-row",
+        "reward.decoder": "tiny",
+        "reward.stride": 4,
+    },
 }
 
 

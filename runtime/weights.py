@@ -4,14 +4,15 @@ or with random numbers, for timing, since speed does not depend on the values.""
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 LISTED = 4  # names quoted in an error
 MAX_CONFIG_BYTES = 1 << 20
@@ -49,32 +50,54 @@ def load_weights_(
     ValueError that names the file and the keys before a tensor is read. ``shared`` maps names of the module to the name
     its one tensor has in the file; the file may also hold ``unused`` names, which are not read.
     """
-    wanted = {
-        name: tuple(value.shape)
-        for name, value in module.state_dict().items()
-        if name not in shared
-    }
+    state = module.state_dict()
+    wanted = {name: tuple(value.shape) for name, value in state.items() if name not in shared}
+    tensors = read_tensors(path, wanted, unused)
+    module.load_state_dict(
+        tensors | {name: tensors[source] for name, source in shared.items()}, assign=True
+    )
+    for name, source in shared.items():  # one parameter again, or it would move and be stored twice
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, module.get_parameter(source))
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Every key of a safetensors file and its shape, from the header alone. ValueError for a file that is none."""
+    with _opened(path) as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+
+def read_tensors(
+    path: Path, wanted: Mapping[str, tuple[int, ...]], unused: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose keys and shapes are exactly ``wanted``, finite floats all of them.
+
+    Raises ValueError as ``load_weights_`` says.
+    """
+    shapes = {key: shape for key, shape in read_shapes(path).items() if key not in unused}
+    compare_keys(path, wanted, shapes)
+    with _opened(path) as file:
+        compare_dtypes(path, {name: file.get_slice(name).get_dtype() for name in wanted})
+        tensors = {name: file.get_tensor(name) for name in wanted}
+    bad = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise ValueError(
+            f"{path}: {quote(bad)} not finite; the file is damaged, fetch or copy it again"
+        )
+    return tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            names = [key for key in file.keys() if key not in unused]  # noqa: SIM118
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            compare_keys(path, wanted, shapes)
-            compare_dtypes(path, {name: file.get_slice(name).get_dtype() for name in wanted})
-            tensors = {name: file.get_tensor(name) for name in wanted}
+            yield file
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path}: not a whole safetensors file ({error}); fetch or copy it again"
         ) from None
-    bad = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise ValueError(
-            f"{path}: {quote(bad)} not finite; the file is damaged, fetch or copy it again"
-        )
-    module.load_state_dict(
-        tensors | {name: tensors[source] for name, source in shared.items()}, assign=True
-    )
 
 
 @torch.no_grad()

@@ -65,7 +65,8 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     **dict.fromkeys(SERVICES, NOUNS),
     **dict.fromkeys(ROOMS, NOUNS | SERVICES),
     **dict.fromkeys(HALVES, NOUNS | SERVICES | ROOMS | HALVES),
-    "runtime.engine": NOUNS | SERVICES | ROOMS | HALVES,
+    "runtime.sizing": NOUNS | SERVICES | ROOMS | HALVES,
+    "runtime.engine": NOUNS | SERVICES | ROOMS | HALVES | {"runtime.sizing"},
     **dict.fromkeys(DOORS | OUTSIDE, {"runtime"}),
 }
 

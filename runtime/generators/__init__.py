@@ -1,23 +1,35 @@
-"""Generators by name: what turns a prompt and noise into latents and frames. A new checkpoint is one row of the table."""
+"""Generators by name: what turns a prompt and noise into latents and frames. A new checkpoint is a folder and one row."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from runtime.generators.schedule import Schedule
-from runtime.generators.wan import PATCH, TextContext, WanDiT
+from runtime.generators.wan import PATCH, DiTConfig, TextContext, WanDiT
 from runtime.settings import CHUNK_FRAMES
 from runtime.types import Decoder
 
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A generator's folder in the package, see ``folder.py``, and where its weights come from if nobody says."""
+
+    folder: str
+    weights: str = "given"  # "package": beside the sizes; "random": there are none; "given": ask
+
+
 GENERATORS = {
-    "sprites": "runtime.generators.sprites_model:load",
+    "sprites": Row("sprites", "package"),
+    "sprites-256": Row("sprites_256", "random"),
+    "wan-1.3b": Row("wan_1_3b"),
+    "longlive": Row("wan_1_3b"),
 }
 
 
@@ -53,9 +65,7 @@ class Generator:
     @property
     def block_shape(self) -> tuple[int, int, int, int]:
         """[P, S, H, D] of one KV block."""
-        config, (_, height, width) = self.dit.config, self.latent_shape
-        tokens = CHUNK_FRAMES * (height // PATCH) * (width // PATCH)
-        return (2 * config.layers, tokens, config.heads, config.head_dim)
+        return block_shape(self.dit.config, self.latent_shape)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,6 +79,13 @@ class Generator:
     def encode(self, prompt: str) -> TextContext:
         """Cross-attention keys and values of ``prompt``, for every candidate of every chunk."""
         return self.dit.text_context(self.text.encode(prompt).to(self.device, self.dtype))
+
+
+def block_shape(config: DiTConfig, latent_shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """[P, S, H, D] of what one chunk leaves in memory."""
+    _, height, width = latent_shape
+    tokens = CHUNK_FRAMES * (height // PATCH) * (width // PATCH)
+    return (2 * config.layers, tokens, config.heads, config.head_dim)
 
 
 class StreamingVAE:
@@ -88,14 +105,43 @@ class StreamingVAE:
 
 
 def load_generator(
-    name: str, device: torch.device, dtype: torch.dtype, ops: str = "torch"
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    ops: str = "torch",
+    weights: str = "",
+    linears: str = "dense",
+    offload_text: bool = False,
 ) -> Generator:
-    """The generator called ``name``, its DiT run by kernels ``ops``. ValueError for an unknown name or a file that is not what it should be."""
+    """The generator called ``name``; the other arguments are settings of ``run`` and mean what they mean there.
+
+    ValueError for an unknown name, for weights that are not where they are said to be, or a file that is not what it
+    should be.
+    """
+    from runtime.generators.folder import Placement, load_folder, random_folder  # these import us
+
+    place = Placement(device, dtype, ops, linears, offload_text)
+    folder, is_random = find_folder(name, weights)
+    return (random_folder if is_random else load_folder)(folder, place)
+
+
+def find_folder(name: str, weights: str = "") -> tuple[Path, bool]:
+    """The folder of the generator called ``name``, and whether its weights are random instead of in that folder."""
     if name not in GENERATORS:
         guess = difflib.get_close_matches(name, GENERATORS, n=1)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
         raise ValueError(
             f"unknown generator {name!r}; known: {', '.join(sorted(GENERATORS))}{hint}"
         )
-    module, _, attribute = GENERATORS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)(device, dtype, ops=ops)
+    row = GENERATORS[name]
+    source, packaged = weights or row.weights, Path(__file__).parent / row.folder
+    if source in ("package", "random"):
+        return packaged, source == "random"
+    if source == "given":
+        raise ValueError(
+            f"run.weights: the package has no weights of {name!r}; give a folder with dit, vae and text .safetensors, "
+            f"their .json files, model.json and tokenizer.json, or 'random' to time without weights"
+        )
+    if not Path(weights).is_dir():
+        raise ValueError(f"run.weights: want a folder or 'random', got {weights!r}: no such folder")
+    return Path(weights), False

@@ -50,7 +50,7 @@ def sigma_at(timestep: float, shift: float = 5.0) -> float:
 
 def all_sigmas(shift: float) -> Tensor:
     """The 1000 warped noise levels, float32, falling from 1."""
-    s = torch.linspace(1.0, 0.0, TRAIN_STEPS + 1)[:-1]
+    s = torch.linspace(1.0, 0.0, TRAIN_STEPS + 1, device="cpu")[:-1]
     return shift * s / (1 + (shift - 1) * s)
 
 

@@ -7,10 +7,12 @@ so nothing is to be gained by code of our own, and their parameter names are the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -34,6 +36,72 @@ class TextConfig:
         for name, value in asdict(self).items():
             if type(value) is not int or value < 1:
                 raise ValueError(f"text.{name}: want a whole number of at least 1, got {value!r}")
+
+
+class Tokeniser(Protocol):
+    """What ``TextEncoder`` asks of a tokeniser: the part of ``tokenizers.Tokenizer`` that it uses."""
+
+    def encode(self, sequence: str) -> Any:
+        """``ids`` of the text's tokens and their ``offsets``, [first, last) in characters."""
+        ...
+
+    def token_to_id(self, token: str) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class ByteTokeniser:
+    """Every UTF-8 byte is a token, wrapped around small vocabularies: for random weights, which come without a file."""
+
+    def __init__(self, vocab_size: int) -> None:
+        if vocab_size < 4:
+            raise ValueError(f"vocab_size: want at least 4, three are special, got {vocab_size}")
+        self.vocab_size = vocab_size
+
+    def encode(self, sequence: str) -> Coded:
+        ids = [*(3 + byte % (self.vocab_size - 3) for byte in sequence.encode()), 1]
+        return Coded(ids, [(0, 0)] * len(ids))
+
+    def token_to_id(self, token: str) -> int | None:
+        return None  # no byte is unknown
+
+
+class Visitor:
+    """A module that waits in host memory and is on the device for one call at a time.
+
+    ``move`` copies a tensor to a device. On a GPU the host memory is pinned, so that the copies run at full speed and
+    the host does not wait for them.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        move: Callable[[Tensor, torch.device], Tensor] = lambda t, device: t.to(
+            device, non_blocking=True
+        ),
+    ) -> None:
+        self.module, self.device, self.move = module, device, move
+        self.home = list(dict.fromkeys(chain(module.parameters(), module.buffers())))
+        if device.type == "cuda":
+            for tensor in self.home:
+                tensor.data = tensor.data.pin_memory()
+
+    @contextmanager
+    def present(self) -> Iterator[nn.Module]:
+        """The module on the device; it leaves when the block ends, however it ends."""
+        waiting = [tensor.data for tensor in self.home]
+        try:
+            for tensor in self.home:
+                tensor.data = self.move(tensor.data, self.device)
+            yield self.module
+        finally:
+            for tensor, data in zip(self.home, waiting, strict=True):
+                tensor.data = data
 
 
 def word_tokeniser(words: Sequence[str]) -> Tokenizer:
@@ -66,10 +134,11 @@ def build_encoder(config: TextConfig) -> nn.Module:
 class TextEncoder:
     """Encodes one prompt to [1, tokens, d_model]; rows beyond the prompt are left for the model to zero-pad."""
 
-    def __init__(self, tokeniser: Tokenizer, encoder: nn.Module, text_len: int) -> None:
+    def __init__(self, tokeniser: Tokeniser, encoder: nn.Module | Visitor, text_len: int) -> None:
         self.tokeniser = tokeniser
-        self.encoder = encoder.eval()
+        self.encoder = encoder
         self.text_len = text_len
+        (encoder.module if isinstance(encoder, Visitor) else encoder).eval()
 
     @staticmethod
     def read_tokeniser(path: Path) -> Tokenizer:
@@ -98,6 +167,11 @@ class TextEncoder:
     @torch.no_grad()
     def encode(self, prompt: str) -> Tensor:
         """One prompt -> embeddings [1, tokens, d_model] in the encoder's dtype and on its device."""
-        parameter = next(self.encoder.parameters())
-        ids = torch.tensor([self.token_ids(prompt)], device=parameter.device)
-        return self.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        with self._present() as encoder:
+            device = next(encoder.parameters()).device
+            ids = torch.tensor([self.token_ids(prompt)], device=device)
+            return encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+
+    def _present(self) -> AbstractContextManager[nn.Module]:
+        encoder = self.encoder
+        return encoder.present() if isinstance(encoder, Visitor) else nullcontext(encoder)

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from runtime.generators.vae_layers import Decoder, Encoder, Past
+from runtime.generators.decoder_state import DecoderState
+from runtime.generators.vae_coders import Decoder, Encoder
+from runtime.generators.vae_layers import Upsample
+from runtime.generators.vae_past import Past
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,52 +96,6 @@ WAN21 = VAEConfig(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class DecoderState:
-    """What the decoder must remember between two pieces of a video; never written to once made."""
-
-    caches: tuple[Tensor, ...]  # each [B, C, 2, H, W] at its layer's width and size
-
-    @property
-    def batch(self) -> int:
-        """Rows held."""
-        return self.caches[0].shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held on the device."""
-        return sum(cache.nbytes for cache in self.caches)
-
-    def rows(self, index: Sequence[int]) -> "DecoderState":
-        """Rows by host integers, repeats allowed (siblings of one parent). IndexError outside."""
-        if list(index) == list(range(self.batch)):
-            return self
-        if not index:
-            raise ValueError("index: want at least one row, got none")
-        # Slices, not a tensor of indices: uploading one would wait for the device.
-        picks = [range(self.batch)[row] for row in index]
-        return DecoderState(
-            tuple(torch.cat([cache[row : row + 1] for row in picks]) for cache in self.caches)
-        )
-
-    @staticmethod
-    def stack(states: Sequence["DecoderState"]) -> "DecoderState":
-        """The rows of all ``states`` in order. ValueError unless of one decoder and frame size."""
-        if not states:
-            raise ValueError("states: want at least one decoder state, got none")
-        shapes = [[list(cache.shape[1:]) for cache in state.caches] for state in states]
-        for number, other in enumerate(shapes):
-            if other != shapes[0]:
-                raise ValueError(
-                    f"states[{number}]: want caches shaped as those of states[0], got others; "
-                    f"stack only states of one decoder at one frame size"
-                )
-        if len(states) == 1:
-            return states[0]
-        columns = zip(*(state.caches for state in states), strict=True)
-        return DecoderState(tuple(torch.cat(column) for column in columns))
-
-
 class WanVAE(nn.Module):
     """Encoder and decoder under the published parameter names; computes in its own dtype."""
 
@@ -170,7 +127,7 @@ class WanVAE(nn.Module):
         ValueError as ``encode``.
         """
         self._check_frames(frames)
-        return self._moments(frames, Past())
+        return self._moments(frames, Past(plain=True))
 
     @torch.no_grad()
     def encode(self, frames: Tensor, piece: int = 3) -> Tensor:
@@ -189,27 +146,45 @@ class WanVAE(nn.Module):
         for part in (frames[:, :first], *frames[:, first:].split(piece * stride, dim=1)):
             if part.shape[1] == 0:
                 continue
-            past = Past(caches, keep=True)
+            past = Past(caches, keep=True, plain=True)
             means.append(self._moments(part, past)[0])
             caches = past.kept
         return (torch.cat(means, dim=1) - self.latent_mean) / self.latent_std
 
     @torch.no_grad()
     def decode_next(
-        self, latents: Tensor, state: DecoderState | None
+        self, latents: Tensor, state: DecoderState | None, tile: int = 0
     ) -> tuple[Tensor, DecoderState]:
         """Frames of the next latents of a video and the state after them; ``state`` stays usable.
 
         latents [B, T, C, h, w] normalised -> frames [B, n, 3, H, W] in [0, 1], where n is
         1 + r * (T - 1) when ``state`` is None (the video begins), else r * T. ValueError for a
         wrong shape or another row count.
+
+        ``tile`` > 0 decodes what lies above the first enlarging by tiles of so many latent positions a side: less memory,
+        more work where tiles overlap, the same frames and state.
         """
         self._check_latents(latents)
         if state is not None:
             self._check_state(state, latents)
-        past = Past(None if state is None else state.caches, keep=True)
-        frames = self._pixels(latents, past).clamp(-1.0, 1.0).add(1.0).mul(0.5)
-        return frames, DecoderState(tuple(past.kept))
+        if tile < 0:
+            raise ValueError(f"tile: want latent positions a side, or 0 for no tiles, got {tile}")
+        frames, *caches = self.step(latents, None if state is None else state.caches, tile)
+        return frames, DecoderState(tuple(caches))
+
+    @torch.no_grad()
+    def step(
+        self, latents: Tensor, caches: tuple[Tensor, ...] | None, tile: int = 0
+    ) -> tuple[Tensor, ...]:
+        """``decode_next`` as a pure function of tensors, unchecked: (frames, *new caches).
+
+        With caches, shapes and work follow from the shapes alone and no argument is written to, so that a graph can
+        replay it; new caches have the shapes and strides of the old.
+        """
+        past = Past(caches, keep=True)
+        # In place, before the pixels are put in order: nobody else holds what the last convolution made.
+        raw = self._decoded(latents, past, tile).mul_(0.5).add_(0.5).clamp_(0.0, 1.0)
+        return _to_frames(raw, self.config.patch), *past.kept
 
     @torch.no_grad()
     def decode_fresh(self, latents: Tensor, piece: int = 3) -> Tensor:
@@ -234,16 +209,45 @@ class WanVAE(nn.Module):
         wrong shape.
         """
         self._check_latents(latents)
-        return self._pixels(latents, Past())
+        return _to_frames(self._decoded(latents, Past(plain=True)), self.config.patch)
+
+    @torch.no_grad()
+    def decode_plain(
+        self, latents: Tensor, state: DecoderState | None
+    ) -> tuple[Tensor, DecoderState]:
+        """``decode_next`` step by step, nothing fused, folded or written in place: what it is measured against."""
+        self._check_latents(latents)
+        past = Past(None if state is None else state.caches, keep=True, plain=True)
+        frames = _to_frames(self._decoded(latents, past), self.config.patch)
+        return frames.clamp(-1.0, 1.0).add(1.0).mul(0.5), DecoderState(tuple(past.kept))
+
+    def prepare_(
+        self, memory_format: torch.memory_format = torch.channels_last_3d, *, fold: bool = True
+    ) -> None:
+        """Lay out the weights for decoding; call it once they have their values, device and dtype.
+
+        Names and values stay. Channels last makes every norm a sum over neighbours and lets convolutions run without
+        copies between layouts; ``fold`` joins every enlarging with the convolution after it. Weights that change
+        afterwards need another call.
+        """
+        flat = memory_format is torch.channels_last_3d
+        planes = torch.channels_last if flat else memory_format
+        for module in (self.conv2, *self.decoder.modules()):
+            if isinstance(module, (nn.Conv3d, nn.Conv2d)):
+                form = memory_format if isinstance(module, nn.Conv3d) else planes
+                module.weight.data = module.weight.data.contiguous(memory_format=form)
+            elif isinstance(module, Upsample) and fold:
+                module.fold_()
 
     def _moments(self, frames: Tensor, past: Past) -> tuple[Tensor, Tensor]:
         x = _to_channels(frames.to(self.conv1.weight.dtype) * 2.0 - 1.0, self.config.patch)
         mean, logvar = self.conv1(self.encoder(x, past)).transpose(1, 2).chunk(2, dim=2)
         return mean, logvar
 
-    def _pixels(self, latents: Tensor, past: Past) -> Tensor:
+    def _decoded(self, latents: Tensor, past: Past, tile: int = 0) -> Tensor:
         z = latents.to(self.conv2.weight.dtype) * self.latent_std + self.latent_mean
-        return _to_frames(self.decoder(self.conv2(z.transpose(1, 2)), past), self.config.patch)
+        z = self.conv2(z.transpose(1, 2))
+        return self.decoder(z, past, tile)  # [B, 3 * p * p, n, H / p, W / p]
 
     def _check_frames(self, frames: Tensor) -> None:
         time, space = self.config.time_stride, self.config.space_stride

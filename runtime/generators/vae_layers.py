@@ -9,43 +9,13 @@ it as the past of the frames after it. A level that doubles time passes it on un
 frames after it then see zeros, not that frame.
 """
 
-from collections.abc import Iterator, Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.generators.vae_past import Past, layout, room
+
 Step = tuple[bool, bool]  # does this level resample (space, time)
-
-
-class Past:
-    """What causal layers saw before, for one walk through a network, in the order the layers ask.
-
-    ``caches`` None starts a sequence. ``kept`` collects a new past and leaves the given one alone;
-    with ``keep`` False it stays empty, which is what training wants.
-    """
-
-    def __init__(self, caches: Sequence[Tensor] | None = None, *, keep: bool = False) -> None:
-        self.fresh = caches is None
-        self.kept: list[Tensor] = []
-        self._keep = keep
-        self._caches: Iterator[Tensor] = iter(caches or ())
-
-    def extend(self, x: Tensor, frames: int) -> Tensor:
-        """Put the last ``frames`` frames (at the start zeros) before x [B, C, T, H, W], T >= 0."""
-        batch, channels, _, height, width = x.shape
-        if self.fresh:
-            before = x.new_zeros(batch, channels, frames, height, width)
-        else:
-            before = next(self._caches)
-        extended = torch.cat([before, x], dim=2)  # [B, C, frames + T, H, W]
-        self.store(extended, frames)
-        return extended
-
-    def store(self, x: Tensor, frames: int) -> None:
-        """Keep a copy of the last ``frames`` frames of x; a view would hold all of x in memory."""
-        if self._keep:
-            self.kept.append(x[:, :, x.shape[2] - frames :].clone())
 
 
 class CausalConv3d(nn.Conv3d):
@@ -55,12 +25,18 @@ class CausalConv3d(nn.Conv3d):
         padding = (0, kernel[1] // 2, kernel[2] // 2)
         super().__init__(in_channels, out_channels, kernel, padding=padding)
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, past: Past, activation: "NormSiLU | None" = None
+    ) -> Tensor:
         """[B, in, T, H, W] -> [B, out, T, H, W]; T = 0 only moves the past along."""
-        extended = past.extend(x, self.kernel_size[0] - 1)
+        extended = past.extend(x, self.kernel_size[0] - 1, activation)
         if x.shape[2] == 0:
             return x.new_zeros(x.shape[0], self.out_channels, *x.shape[2:])
-        return super().forward(extended)
+        if past.plain or self.kernel_size[1:] != (1, 1):
+            return super().forward(extended)
+        # Without reach in space it is a convolution of a [T, H * W] picture, which libraries do faster.
+        rows = F.conv2d(extended.flatten(3), self.weight[..., 0], self.bias)
+        return rows.unflatten(3, x.shape[3:])
 
 
 class RMSNorm(nn.Module):
@@ -75,6 +51,30 @@ class RMSNorm(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide)
         return (x * (self.scale / norm.clamp_min(1e-12))).to(x.dtype) * self.gamma.to(x.dtype)
+
+
+class NormSiLU:
+    """A norm and SiLU in as few passes as plain torch allows, straight to where a convolution reads."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        assert isinstance(norm, RMSNorm)  # a Sequential forgets what it holds
+        self.norm = norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.silu(self.norm(x))
+
+    def into(self, x: Tensor, out: Tensor) -> None:
+        gamma = self.norm.gamma.to(x.dtype)
+        if x.is_cuda and layout(x) is torch.channels_last_3d:
+            # One kernel; eps only has to keep a zero vector from becoming NaN, far below any other mean square.
+            scaled = F.rms_norm(x.movedim(1, -1), gamma.shape[:1], gamma.flatten(), 1e-24)
+            scaled = scaled.movedim(-1, 1)
+        else:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide)
+            inverse = norm.clamp_min_(1e-12).reciprocal_().mul_(self.norm.scale)
+            scaled = (x * inverse).to(x.dtype).mul_(gamma)
+        torch.ops.aten.silu.out(scaled, out=out)
 
 
 class ResidualBlock(nn.Module):
@@ -95,9 +95,10 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        norm1, silu1, conv1, norm2, silu2, _, conv2 = self.residual
-        inner = conv1(silu1(norm1(x)), past)
-        return self.shortcut(x) + conv2(silu2(norm2(inner)), past)
+        norm1, _, conv1, norm2, _, _, conv2 = self.residual
+        inner = conv1(x, past, NormSiLU(norm1))
+        inner = conv2(inner, past, NormSiLU(norm2))
+        return self.shortcut(x) + inner if past.plain else inner.add_(self.shortcut(x))
 
 
 class AttentionBlock(nn.Module):
@@ -156,116 +157,61 @@ class Upsample(nn.Module):
             conv = nn.Conv2d(channels, self.out_channels, 3, padding=1)
             self.resample = nn.Sequential(nearest, conv)
         self.time_conv = CausalConv3d(channels, channels * 2, (3, 1, 1)) if time else None
+        self.register_buffer("folded", None, persistent=False)
+
+    @property
+    def enlarges(self) -> bool:
+        return isinstance(self.resample, nn.Sequential)
+
+    @torch.no_grad()
+    def fold_(self) -> None:
+        """Make one transposed convolution of the enlarging and the convolution after it: 16 products for 36."""
+        if isinstance(self.resample, nn.Sequential):
+            self.folded = folded_upsample(_conv_of(self.resample).weight)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         """Time: 1 + k frames -> 1 + 2k from a fresh past, else k -> 2k."""
-        if self.time_conv is not None and past.fresh:
-            x = torch.cat([x[:, :, :1], _double(self.time_conv, x[:, :, 1:], past)], dim=2)
-        elif self.time_conv is not None:
+        if self.time_conv is not None:
             x = _double(self.time_conv, x, past)
-        if isinstance(self.resample, nn.Sequential):
-            x = _unfold(self.resample(_fold(x)), x.shape[0])
-        return x
+        if not isinstance(self.resample, nn.Sequential):
+            return x
+        if self.folded is None or past.plain:
+            return _unfold(self.resample(_fold(x)), x.shape[0])
+        bias = _conv_of(self.resample).bias
+        frames = F.conv_transpose2d(_fold(x), self.folded, bias, stride=2, padding=1)
+        return _unfold(frames, x.shape[0])
 
 
-class Encoder(nn.Module):
-    """Pixels (or patches) to latent moments, level by level.
-
-    ``widths`` holds the stem's channels and then each level's; ``steps`` what follows each level
-    but the last. A step that resamples nothing adds no layer.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        widths: Sequence[int],
-        steps: Sequence[Step],
-        res_blocks: int,
-        attention: bool,
-    ) -> None:
-        super().__init__()
-        self.conv1 = CausalConv3d(in_channels, widths[0], (3, 3, 3))
-        layers: list[nn.Module] = []
-        for level, width in enumerate(widths[1:]):
-            for block in range(res_blocks):
-                layers.append(ResidualBlock(width if block else widths[level], width))
-            if level < len(steps) and any(steps[level]):
-                layers.append(Downsample(width, steps[level]))
-        self.downsamples = nn.Sequential(*layers)
-        self.middle = _middle(widths[-1], attention)
-        self.head = _head(widths[-1], out_channels)
-
-    def forward(self, x: Tensor, past: Past) -> Tensor:
-        """[B, in, 1 + r * k, H, W] (r * k with a past) -> [B, out, 1 + k (k), h, w]."""
-        x = self.conv1(x, past)
-        for layer in self.downsamples:
-            x = layer(x, past)
-        return _finish(self.head, _walk_middle(self.middle, x, past), past)
-
-
-class Decoder(nn.Module):
-    """Latents to pixels (or patches); arguments as ``Encoder``, levels from the latent's end.
-
-    A step that doubles space halves the channels that the next level receives.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        widths: Sequence[int],
-        steps: Sequence[Step],
-        res_blocks: int,
-        attention: bool,
-    ) -> None:
-        super().__init__()
-        self.conv1 = CausalConv3d(in_channels, widths[0], (3, 3, 3))
-        self.middle = _middle(widths[0], attention)
-        layers: list[nn.Module] = []
-        channels = widths[0]
-        for level, width in enumerate(widths[1:]):
-            for _ in range(res_blocks + 1):
-                layers.append(ResidualBlock(channels, width))
-                channels = width
-            if level < len(steps) and any(steps[level]):
-                upsample = Upsample(width, steps[level])
-                layers.append(upsample)
-                channels = upsample.out_channels
-        self.upsamples = nn.Sequential(*layers)
-        self.head = _head(widths[-1], out_channels)
-
-    def forward(self, x: Tensor, past: Past) -> Tensor:
-        """[B, in, 1 + k, h, w] (k with a past) -> [B, out, 1 + r * k (r * k), H, W]."""
-        x = _walk_middle(self.middle, self.conv1(x, past), past)
-        for layer in self.upsamples:
-            x = layer(x, past)
-        return _finish(self.head, x, past)
-
-
-def _middle(channels: int, attention: bool) -> nn.Sequential:
-    before, after = ResidualBlock(channels, channels), ResidualBlock(channels, channels)
-    return nn.Sequential(before, AttentionBlock(channels) if attention else nn.Identity(), after)
-
-
-def _walk_middle(middle: nn.Sequential, x: Tensor, past: Past) -> Tensor:
-    before, mixer, after = middle
-    return after(mixer(before(x, past)), past)
-
-
-def _head(channels: int, out_channels: int) -> nn.Sequential:
-    conv = CausalConv3d(channels, out_channels, (3, 3, 3))
-    return nn.Sequential(RMSNorm(channels, dims=3), nn.SiLU(), conv)
-
-
-def _finish(head: nn.Sequential, x: Tensor, past: Past) -> Tensor:
-    norm, silu, conv = head
-    return conv(silu(norm(x)), past)
+def _conv_of(resample: nn.Sequential) -> nn.Conv2d:
+    conv = resample[1]
+    assert isinstance(conv, nn.Conv2d)
+    return conv
 
 
 def _double(conv: CausalConv3d, x: Tensor, past: Past) -> Tensor:
-    pairs = conv(x, past).unflatten(1, (2, x.shape[1]))  # [B, 2, C, T, H, W]
-    return pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)  # [B, C, 2 * T, H, W]
+    """Two frames of each; the first of a video stays one."""
+    batch, channels, time, *size = x.shape
+    alone = 1 if past.fresh else 0
+    pairs = conv(x[:, :, alone:], past).unflatten(1, (2, channels))  # [B, 2, C, T, H, W]
+    if past.plain:
+        doubled = pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)  # [B, C, 2 * T, H, W]
+        return torch.cat([x[:, :, :alone], doubled], dim=2)
+    out = room((batch, channels, 2 * time - alone, *size), x)
+    out[:, :, :alone].copy_(x[:, :, :alone])
+    for turn in (0, 1):
+        out[:, :, alone + turn :: 2].copy_(pairs[:, turn])
+    return out
+
+
+def folded_upsample(weight: Tensor) -> Tensor:
+    """The weight of a transposed convolution (stride 2, padding 1) that doubles to the nearest and then convolves.
+
+    weight [O, C, 3, 3] of a convolution with padding 1 -> [C, O, 4, 4]: every position of the small picture is four equal
+    ones of the large, so the products that share an input are summed beforehand, in double precision.
+    """
+    turned = weight.double().transpose(0, 1).flip(2, 3)  # [C, O, 3, 3]
+    shifts = [F.pad(turned, (x, 1 - x, y, 1 - y)) for y in (0, 1) for x in (0, 1)]
+    return torch.stack(shifts).sum(0).to(weight.dtype)
 
 
 def _fold(x: Tensor) -> Tensor:

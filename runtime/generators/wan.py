@@ -113,6 +113,7 @@ class WanDiT(nn.Module):
         c = config
         self.config = c
         self.ops = ops
+        self.linears = "dense"  # what runs the blocks' products, see ``linears.py``
         self.patch_embedding = nn.Conv3d(
             c.channels, c.dim, (1, PATCH, PATCH), stride=(1, PATCH, PATCH)
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,11 @@ class Projections(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        # Any: "linears.py" may put products of another form in their places
+        self.q: Any
+        self.k: Any
+        self.v: Any
+        self.o: Any
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
 
@@ -86,10 +92,13 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU("tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
         self.joined: tuple[Tensor, Tensor] | None = None
+        self.product: nn.Module | None = None  # of q, k and v at once, where ``linears.py`` put one
 
     @torch.no_grad()
     def join_(self) -> None:
         """Lay the weights of q, k and v side by side, so that one product makes all three. Names and values stay."""
+        if self.product is not None:
+            return  # they are one already
         a = self.self_attn
         linears = a.q, a.k, a.v
         weight, bias = (
@@ -101,6 +110,9 @@ class Block(nn.Module):
 
     def projected(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of y before norm and rotation, each [B, S, E]; slices of one tensor where weights are joined."""
+        if self.product is not None:
+            q, k, v = self.product(y).chunk(3, -1)
+            return q, k, v
         a = self.self_attn
         # A module that was moved to another device or dtype has weights of its own again.
         joined = self.joined

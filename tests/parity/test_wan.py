@@ -158,6 +158,36 @@ def test_frames_may_carry_timesteps_of_their_own(ours):
 
 
 @torch.no_grad()
+def test_rows_of_different_prompts_and_places_ride_one_batch(ours):
+    """Two videos at different chunks in one forward are the two forwards: nothing of a row reaches another."""
+    c = ours.config
+    x, prompts = normal(2, 3, c.channels, 2, 4, seed=1), normal(2, c.text_len, c.text_dim, seed=2)
+    frames = torch.tensor([[0, 1, 2], [300, 301, 302]])
+    moment = ours.moment(torch.full((1, 1), 625.0, dtype=torch.float64))
+
+    def forward(rows: slice, row_prompts: Tensor, row_frames: Tensor) -> list[Tensor]:
+        kept: list[Tensor] = []
+        text, rope = ours.text_context(row_prompts), ours.rope(row_frames, 2, 4)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return dense_attention(q, k, v)
+
+        flow = ours(x[rows], moment, text, rope, attend)
+        ours.remember(x[rows], moment, text, rope, attend, lambda layer, k, v: kept.extend((k, v)))
+        return [flow, *kept]
+
+    both = forward(slice(0, 2), prompts, frames)
+    for row in range(2):
+        alone = forward(slice(row, row + 1), prompts[row : row + 1], frames[row : row + 1])
+        for got, want in zip(both, alone, strict=True):
+            assert (got[row] - want[0]).abs().max() < 1e-5 * max(1.0, want.abs().max())
+    # Without a context the flow knows only distances in time; the keys know where they are.
+    for part, other in ((0, (prompts.flip(0), frames)), (1, (prompts, frames.flip(0)))):
+        moved = (forward(slice(0, 2), *other)[part] - both[part]).abs().flatten(1)
+        assert moved.amax(1).min() > 1e-3
+
+
+@torch.no_grad()
 def test_a_layer_writes_its_keys_and_values_where_it_is_told(ours):
     """``attend`` sees the places that ``destinations`` named, and the flow is what it is without them."""
     c = ours.config

@@ -1,6 +1,8 @@
 """A generator's folder loads whole or names the file that is missing, damaged or somebody else's."""
 
+import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
@@ -8,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from runtime.generators import Generator
-from runtime.generators.sprites_model import SHARED, load
+from runtime.generators import Generator, find_folder, load_generator
+from runtime.generators.folder import SHARED, read_blueprint
+from runtime.generators.schedule import Schedule
 from runtime.generators.text import TextConfig, build_encoder, word_tokeniser
-from runtime.generators.vae import VAEConfig, WanVAE
+from runtime.generators.vae import WAN21, VAEConfig, WanVAE
 from runtime.generators.wan import DiTConfig, WanDiT
 
+CPU = torch.device("cpu")
 DIT = {
     "dim": 24,
     "heads": 2,
@@ -34,6 +38,7 @@ VAE = {
     "time_downsample": (True,),
     "mid_attention": False,
 }
+MODEL = {"frame_size": [8, 12], "steps": [1000, 500], "shift": 3.0, "fps": 8}
 CONFIGS = {"dit": DIT, "text": {**TEXT, "text_len": 4}, "vae": VAE}
 
 
@@ -48,18 +53,20 @@ def folder(tmp_path: Path) -> Path:
         state = {key: value for key, value in module.state_dict().items() if key not in SHARED}
         save_file(state, tmp_path / f"{name}.safetensors")
         (tmp_path / f"{name}.json").write_text(json.dumps({"config": CONFIGS[name]}))
+    (tmp_path / "model.json").write_text(json.dumps({"config": MODEL}))
     word_tokeniser(["red", "circle"]).save(str(tmp_path / "tokenizer.json"))
     return tmp_path
 
 
 def loaded(folder: Path) -> Generator:
-    return load(torch.device("cpu"), torch.bfloat16, folder)
+    return load_generator("sprites", CPU, torch.bfloat16, weights=str(folder))
 
 
 def test_a_whole_folder_loads(folder):
     generator = loaded(folder)
-    assert generator.dtype == torch.bfloat16 and generator.latent_shape == (4, 48, 48)
-    assert generator.block_shape == (2, 3 * 24 * 24, 2, 12)
+    assert generator.dtype == torch.bfloat16 and generator.latent_shape == (4, 4, 6)
+    assert generator.block_shape == (2, 3 * 2 * 3, 2, 12)
+    assert generator.schedule == Schedule.warped((1000, 500), 3.0) and generator.fps == 8
     assert generator.encode("red circle").keys[0].shape == (1, 4, 2, 12)
 
 
@@ -116,3 +123,68 @@ def test_a_missing_tokeniser_is_named(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokeniser: no such file: .*tokenizer\.json"):
         loaded(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"frame_size": [8]}, r"want \[rows, columns\] and a rate"),
+        ({"frame_size": [8, 0]}, r"whole numbers of at least 1, got \[8, 0\]"),
+        ({"frame_size": [8, 6]}, r"want multiples of 4 pixels, got \[8, 6\]"),
+        ({"fps": 0.5}, "a rate, whole numbers of at least 1"),
+        ({"fps": True}, "a rate, whole numbers of at least 1"),
+        ({"steps": [500, 1000]}, "steps: want falling values"),
+        ({"steps": []}, "steps: want falling values"),
+        ({"shift": 0}, "shift: want a positive number"),
+        ({"surprise": 1}, "surprise"),
+    ],
+    ids=str,
+)
+def test_a_model_that_cannot_be_run_is_named(folder, change, words):
+    (folder / "model.json").write_text(json.dumps({"config": MODEL | change}))
+    with pytest.raises(ValueError, match=rf"model\.json: not the sizes of this model .*{words}"):
+        loaded(folder)
+
+
+def test_a_missing_model_file_is_named(folder):
+    (folder / "model.json").unlink()
+    with pytest.raises(ValueError, match=r"model\.json: no such file"):
+        loaded(folder)
+
+
+def test_random_weights_need_sizes_only(folder, caplog):
+    """The prompt still matters, bytes are tokens, and the same numbers are drawn every time."""
+    one, two = (load_generator("sprites-256", CPU, torch.bfloat16, weights="") for _ in range(2))
+    assert "random weights" in caplog.text
+    assert one.dtype == torch.bfloat16 and one.dit.config.dim == 256 and one.dit.config.layers == 8
+    keys = [g.encode(prompt).keys[-1] for g in (one, two) for prompt in ("red", "blå")]
+    assert torch.equal(keys[0], keys[2]) and not torch.equal(keys[0], keys[1])
+    assert one.text.unknown_words("anything at all") == []
+    assert all(torch.isfinite(p).all() for p in one.dit.parameters())
+
+
+def test_a_folder_may_stand_for_any_generator(folder):
+    assert load_generator("longlive", CPU, torch.float32, weights=str(folder)).fps == 8
+
+
+def test_packaged_weights_may_be_left_for_random_ones():
+    a, b = (load_generator("sprites", CPU, torch.float32, weights=w) for w in ("", "random"))
+    assert a.block_shape == b.block_shape and a.schedule == b.schedule
+    assert not torch.equal(a.dit.head.head.weight, b.dit.head.head.weight)
+
+
+@pytest.mark.parametrize("name", ["wan-1.3b", "longlive"])
+def test_a_generator_without_weights_says_which_folder_it_wants(name):
+    with pytest.raises(ValueError, match=rf"run.weights: .* {name!r}; give a folder with dit, vae"):
+        load_generator(name, CPU, torch.float32)
+    with pytest.raises(ValueError, match="want a folder or 'random', got 'nowhere': no such"):
+        load_generator(name, CPU, torch.float32, weights="nowhere")
+
+
+def test_full_size_is_the_published_size():
+    """Counted on the meta device: 1.42 billion weights, blocks of 823 MiB in two bytes."""
+    plan = read_blueprint(find_folder("wan-1.3b", "random")[0])
+    assert sum(weight.numel() for weight in plan.dit.parameters()) == 1_418_996_800
+    assert plan.latent_shape == (16, 60, 104)
+    assert plan.vae.config == dataclasses.replace(WAN21)
+    assert 2 * math.prod(plan.block_shape) == 862_617_600

@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from runtime.generators.text import END, PAD, UNKNOWN, TextConfig, TextEncoder, word_tokeniser
+from runtime.generators import load_generator
+from runtime.generators.text import (
+    END,
+    PAD,
+    UNKNOWN,
+    ByteTokeniser,
+    TextConfig,
+    TextEncoder,
+    Visitor,
+    build_encoder,
+    word_tokeniser,
+)
 
 WORDS = ["a", "red", "circle", "moving", "left", "über", "2"]
 FIRST = 3  # id of the first word, after the three special tokens
@@ -98,3 +109,99 @@ def test_one_prompt_gives_one_row_of_its_own_length():
 def test_sizes_that_are_not_whole_numbers_are_refused(name, value):
     with pytest.raises(ValueError, match=rf"text.{name}: want a whole number of at least 1, got"):
         TextConfig(**{"vocab_size": 8, name: value})
+
+
+# Text without a tokeniser file.
+
+
+def test_bytes_stand_in_for_a_tokeniser():
+    wide, narrow = ByteTokeniser(300), ByteTokeniser(64)
+    assert wide.encode("aé").ids == [3 + 97, 3 + 0xC3, 3 + 0xA9, 1]
+    assert all(0 <= i < 64 for i in narrow.encode("any prompt at all, é").ids)
+    assert TextEncoder(narrow, Lengths(), 8).unknown_words("zeppelin") == []
+    assert len(TextEncoder(narrow, Lengths(), 8).token_ids("far too many bytes")) == 8
+    with pytest.raises(ValueError, match="vocab_size: want at least 4"):
+        ByteTokeniser(3)
+
+
+# An encoder that waits in host memory.
+
+SIZES = TextConfig(vocab_size=64, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+
+
+class Moves:
+    """Stands in for the copy to a device: counts, and returns a copy, which a device would hold."""
+
+    def __init__(self, fail_at: int = -1) -> None:
+        self.count, self.fail_at, self.there = 0, fail_at, []
+
+    def __call__(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if self.count == self.fail_at:
+            raise torch.OutOfMemoryError("no room")
+        self.count += 1
+        copy = tensor.clone()
+        self.there.append(copy.data_ptr())
+        return copy
+
+
+def encoders(moves: Moves) -> tuple[TextEncoder, TextEncoder]:
+    """The same weights at home and visiting."""
+    torch.manual_seed(0)
+    module, words = build_encoder(SIZES).eval(), ByteTokeniser(64)
+    visitor = Visitor(module, torch.device("cpu"), moves)
+    return TextEncoder(words, module, 16), TextEncoder(words, visitor, 16)
+
+
+def test_a_visiting_encoder_gives_the_same_bits_every_time():
+    moves = Moves()
+    at_home, visiting = encoders(moves)
+    want = at_home.encode("a red circle")
+    places = {p.data_ptr() for p in at_home.encoder.parameters()}
+    tensors = len(places) + len(list(at_home.encoder.buffers()))
+    for visit in (1, 2):
+        assert torch.equal(visiting.encode("a red circle"), want)
+        assert moves.count == visit * tensors  # a tensor known under two names moves once
+    assert {p.data_ptr() for p in at_home.encoder.parameters()} == places
+
+
+def test_a_visiting_encoder_computes_where_it_visits():
+    at_home, visiting = encoders(moves := Moves())
+    with visiting.encoder.present() as module:
+        assert {p.data_ptr() for p in module.parameters()} <= set(moves.there)
+
+
+def test_a_visit_that_fails_leaves_the_encoder_at_home():
+    at_home, visiting = encoders(Moves(fail_at=3))
+    want, places = at_home.encode("red"), [p.data_ptr() for p in at_home.encoder.parameters()]
+    with pytest.raises(torch.OutOfMemoryError):
+        visiting.encode("red")
+    assert [p.data_ptr() for p in at_home.encoder.parameters()] == places
+    assert torch.equal(at_home.encode("red"), want)
+
+
+@pytest.mark.parametrize("weights", ["", "random"])
+def test_an_offloaded_generator_encodes_to_the_same_bits(weights):
+    place = "sprites", torch.device("cpu"), torch.bfloat16
+    keep, offload = (
+        load_generator(*place, weights=weights, offload_text=away) for away in (False, True)
+    )
+    assert isinstance(offload.text.encoder, Visitor)
+    for got, want in zip(
+        offload.encode("a red circle").keys, keep.encode("a red circle").keys, strict=True
+    ):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.gpu
+def test_an_encoder_waits_in_pinned_memory_and_leaves_the_gpu_empty():
+    place = "sprites", torch.device("cuda"), torch.bfloat16
+    keep, offload = (load_generator(*place, offload_text=away) for away in (False, True))
+    home = list(offload.text.encoder.module.parameters())
+    assert all(p.device.type == "cpu" and p.is_pinned() for p in home)
+    offload.encode("warm up what libraries keep for themselves")
+    before = torch.cuda.memory_allocated()
+    got = offload.text.encode("a red circle")
+    assert torch.equal(got, keep.text.encode("a red circle")) and got.is_cuda
+    del got
+    assert torch.cuda.memory_allocated() <= before
+    assert all(p.device.type == "cpu" and p.is_pinned() for p in home)

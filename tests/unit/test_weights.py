@@ -9,7 +9,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from runtime.generators import load_generator
-from runtime.weights import MAX_CONFIG_BYTES, load_weights_, quote, read_config
+from runtime.weights import (
+    MAX_CONFIG_BYTES,
+    fill_random_,
+    load_weights_,
+    quote,
+    read_config,
+    read_shapes,
+    read_tensors,
+)
 
 
 def network() -> nn.Module:
@@ -58,18 +66,21 @@ def test_a_whole_file_fills_the_module_in_its_own_dtype(path, dtype, device):
         )
 
 
-def test_one_tensor_under_two_names_is_read_once(tmp_path):
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Linear(2, 3, bias=False)
-            self.b = nn.Linear(2, 3, bias=False)
-            self.b.weight = self.a.weight
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(2, 3, bias=False)
+        self.b = nn.Linear(2, 3, bias=False)
+        self.b.weight = self.a.weight
 
+
+def test_one_tensor_under_two_names_is_read_once(tmp_path):
     save_file({"a.weight": torch.ones(3, 2)}, tmp_path / "tied.safetensors")
     module = Tied()
     load_weights_(module, tmp_path / "tied.safetensors", {"b.weight": "a.weight"})
     assert torch.equal(module.b.weight, torch.ones(3, 2))
+    assert module.a.weight is module.b.weight
+    module.bfloat16()  # moving it moves it once
     assert module.a.weight.data_ptr() == module.b.weight.data_ptr()
 
 
@@ -217,3 +228,77 @@ def test_an_unknown_generator_lists_the_known_ones():
     message = "unknown generator 'sprite'; known: .*sprites.*; did you mean 'sprites'?"
     with pytest.raises(ValueError, match=message):
         load_generator("sprite", torch.device("cpu"), torch.float32)
+
+
+# Tables of tensors that are no module's.
+
+
+def test_shapes_are_read_without_the_tensors(path):
+    want = {name: tuple(value.shape) for name, value in tensors().items()}
+    assert read_shapes(path) == want
+    got = read_tensors(path, want)
+    assert all(torch.equal(got[name], value) for name, value in tensors().items())
+    with pytest.raises(ValueError, match=r"missing x; unknown 0\.bias"):
+        read_tensors(path, {**{k: v for k, v in want.items() if k != "0.bias"}, "x": (1,)})
+    with pytest.raises(ValueError, match="no such file"):
+        read_shapes(path.with_name("nowhere"))
+
+
+# Random weights.
+
+
+class Mixed(nn.Module):
+    """A matrix, a convolution, a norm, a gain shaped like a convolution's and a buffer with values."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Linear(400, 300)
+        self.conv = nn.Conv3d(8, 64, 3)
+        self.norm = nn.LayerNorm(6)
+        self.gamma = nn.Parameter(torch.empty(7, 1, 1, 1))
+        self.register_buffer("mean", torch.arange(3.0, device="cpu"), persistent=False)
+
+
+def filled(seed: int = 0, dtype=torch.float32, kind=Mixed) -> nn.Module:
+    with torch.device("meta"):
+        module = kind()
+    fill_random_(module, "cpu", dtype, seed)
+    return module
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_random_matrices_keep_the_size_of_what_passes_through(dtype):
+    module = filled(dtype=dtype)
+    for weight, fan_in in ((module.wide.weight, 400), (module.conv.weight, 8 * 27)):
+        assert weight.dtype == dtype and not weight.requires_grad
+        deviation = weight.float().std() * fan_in**0.5
+        assert abs(deviation - 1) < 5 / (2 * weight.numel()) ** 0.5  # five standard errors
+        assert weight.float().mean().abs() * fan_in**0.5 < 5 / weight.numel() ** 0.5
+
+
+def test_random_gains_are_ones_and_offsets_zeros():
+    module = filled()
+    assert (module.norm.weight == 1).all() and (module.gamma == 1).all()
+    assert not module.norm.bias.any() and not module.wide.bias.any()
+    assert torch.equal(module.mean, torch.arange(3.0))
+
+
+def test_a_seed_is_its_weights():
+    one, same, other = filled(), filled(), filled(1)
+    assert torch.equal(one.wide.weight, same.wide.weight)
+    assert not torch.equal(one.wide.weight, other.wide.weight)
+
+
+def test_a_tensor_under_two_names_is_drawn_once():
+    module = filled(kind=Tied)
+    assert module.a.weight is module.b.weight
+
+
+def test_a_buffer_without_values_is_named():
+    class Lost(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", torch.ones(3))
+
+    with pytest.raises(ValueError, match="buffers table have no values"):
+        filled(kind=Lost)

@@ -1,0 +1,50 @@
+"""Presets are what the method's authors ran, and say what a machine lacks only when an engine is built."""
+
+import pytest
+import torch
+
+from runtime.engine import Engine
+from runtime.generators import find_folder
+from runtime.generators.folder import read_blueprint
+from runtime.settings import PRESETS, preset
+
+FULL_SIZE = ["wan-1.3b", "longlive", "realtime"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_names_a_generator_whose_sizes_are_known(name):
+    run = preset(name).run
+    folder, _ = find_folder(run.generator, run.weights or "random")
+    assert read_blueprint(folder).block_shape[0] > 0
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_presets_search_and_remember_as_released(name):
+    settings, default = preset(name), preset("sprites")
+    assert (settings.search, settings.noise, settings.memory) == (
+        default.search,
+        default.noise,
+        default.memory,
+    )
+    search, memory = settings.search, settings.memory
+    assert (search.histories, search.expansions, settings.noise.beta) == (2, 2, -0.1)
+    assert (memory.window_frames, memory.sink_frames, memory.max_sink_frames) == (12, 3, 15)
+    assert (settings.run.dtype, settings.run.device) == ("bfloat16", "cuda")
+    assert (settings.reward.image, settings.reward.video) == ("hpsv3", "videoalign")
+    recipe = read_blueprint(find_folder(settings.run.generator, "random")[0]).recipe
+    assert (recipe.steps, recipe.shift, recipe.fps) == ((1000, 750, 500, 250), 5.0, 16)
+    assert recipe.frame_size == (480, 832)
+
+
+def test_only_realtime_trades_precision():
+    for name in PRESETS:
+        settings = preset(name)
+        fast = (settings.run.linears, settings.reward.decoder, settings.reward.stride)
+        assert fast == (("fp8-row", "tiny", 4) if name == "realtime" else ("dense", "full", 1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_machine_without_a_gpu_says_so_when_the_engine_is_built(name):
+    with pytest.raises(RuntimeError, match=r"run\.device: 'cuda' cannot be used here"):
+        Engine(preset(name).with_changes({"run.weights": "random"}))
