@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 from runtime.engine import Engine
 from runtime.generators import StreamingVAE
 from runtime.generators.vae import VAEConfig
+from runtime.generators.vae_layers import Upsample
 from runtime.generators.wan import PATCH, DiTConfig
 from runtime.settings import CHUNK_FRAMES
 from runtime.types import row_ranges
@@ -119,6 +120,14 @@ class DecoderShape:
     height: int
     width: int
     element_bytes: int = 2
+    folded: bool = False  # every enlarging is one product with the convolution after it
+
+    @staticmethod
+    def of(decoder: StreamingVAE, height: int, width: int, element_bytes: int) -> DecoderShape:
+        """Of a decoder as its weights are laid out."""
+        layers = decoder.vae.decoder.modules()
+        folded = any(isinstance(one, Upsample) and one.folded is not None for one in layers)
+        return DecoderShape(decoder.vae.config, height, width, element_bytes, folded)
 
     def decode(self, rows: int, latents: int, fresh: bool) -> Cost:
         """Frames of the next ``latents`` latent frames of ``rows`` videos; ``fresh`` where the video begins."""
@@ -143,7 +152,7 @@ class DecoderShape:
                 frames = 2 * doubled + fresh
             if space:
                 size = (rows * frames, 2 * size[1], 2 * size[2])
-                cost += self._conv(channels, channels // 2, 9, size)
+                cost += self._conv(channels, channels // 2, 4 if self.folded else 9, size)
                 channels //= 2
             size = (rows * frames, *size[1:])
         return cost + self._conv(channels, 3 * config.patch**2, 27, size)
@@ -228,7 +237,7 @@ class LineCosts:
         wasteful = settings.run.schedule == "released"
         decoder = None
         if isinstance(generator.decoder, StreamingVAE):
-            decoder = DecoderShape(generator.decoder.vae.config, height, width, element)
+            decoder = DecoderShape.of(generator.decoder, height, width, element)
         tokens = CHUNK_FRAMES * (height // PATCH) * (width // PATCH)
         return LineCosts(
             DiTShape(generator.dit.config, tokens, element, element if dense else 1),

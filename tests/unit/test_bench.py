@@ -11,7 +11,7 @@ import torch
 from runtime.bench import __main__ as bench
 from runtime.bench import measure
 from runtime.bench import run as run_module
-from runtime.bench.options import BASELINES, baselines_of, parse, settings_of
+from runtime.bench.options import baselines_of, parse, settings_of
 from runtime.bench.profile import profile
 from runtime.bench.run import PROMPTS, Plan
 from runtime.bench.show import milliseconds, scaled, show, wrapped

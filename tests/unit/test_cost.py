@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from runtime.bench.cost import ChunkWork, Cost, DecoderShape, DiTShape, LineCosts, Rewards
 from runtime.bench.dry import dry_run
 from runtime.generators.vae import WAN21, VAEConfig, WanVAE
+from runtime.generators.vae_cost import decoder_flops
 from runtime.generators.wan import DiTConfig
 from runtime.settings import Settings
 from tests.tiny import tiny_engine, tiny_vae
@@ -106,6 +107,21 @@ def test_decoding_costs_what_torch_counts(config, size):
     shape = DecoderShape(config, *size)
     got = [shape.decode(2, 3, fresh).flops for fresh in (True, False)]
     assert got == counted(config, 2, 3, *size)
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["plain", "folded"])
+@pytest.mark.parametrize(("config", "size"), [(WAN21, (60, 104)), (ODD, (3, 5))], ids=str)
+def test_two_formulas_of_the_decoder_agree(config, size, folded):
+    """This one also knows bytes and how a video begins; the decoder's own also knows what memory it takes."""
+    shape = DecoderShape(config, *size, folded=folded)
+    assert shape.decode(2, 3, False).flops == decoder_flops(config, 2, *size, fold=folded)
+
+
+def test_a_decoder_is_priced_as_its_weights_lie():
+    decoder = tiny_vae()
+    assert not DecoderShape.of(decoder, 2, 2, 4).folded
+    decoder.vae.prepare_()
+    assert DecoderShape.of(decoder, 2, 2, 4).folded
 
 
 def test_a_streamed_chunk_of_the_full_decoder_costs_what_is_published():
