@@ -14,15 +14,61 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.graph import GraphRunner
 from runtime.types import Branch, Decoder, Shown, row_ranges, take_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Newest:
-    """The newest chunk of every candidate as the rewards see it, and the state after it of what decoded it (None: cold)."""
+    """The newest chunk of every candidate as the rewards see it, and the states after it of what decoded it, by the rows
+    that were decoded together (none when cold): put into one they would lie twice in memory."""
 
     frames: Tensor  # [B, T, 3, H, W]
-    state: Any
+    states: tuple[tuple[range, Any], ...] = ()
+
+    def state(self, row: int, decoder: Decoder) -> Any:
+        """The state of one row."""
+        rows, state = next(part for part in self.states if row in part[0])
+        return decoder.rows(state, [row - rows.start])
+
+
+class Recorded:
+    """A decoder whose work on a batch is recorded when it is small: a replay saves launches and costs copies of the state.
+
+    A full-size picture's state is 1.8 GB and its launches are nothing beside its work: it is called.
+    """
+
+    SMALL_BYTES = 256 << 20  # of a batch's state
+
+    def __init__(self, decoder: Any, mode: str) -> None:
+        self.decoder = decoder
+        self.mode = mode
+        self.graphs: GraphRunner | None = None  # for the device that the first latents lie on
+
+    @staticmethod
+    def over(decoder: Decoder, mode: str) -> Decoder:
+        """The decoder, recorded if ``mode`` asks for it and it can be a step from tensors to tensors."""
+        step = getattr(decoder, "step", None)
+        return decoder if mode == "off" or step is None else Recorded(decoder, mode)
+
+    def decode(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]:
+        if state is None or state.nbytes > self.SMALL_BYTES:
+            return self.decoder.decode(latents, state)
+        if self.graphs is None:
+            self.graphs = GraphRunner(self.mode, latents.device)
+        key = ("decode", tuple(latents.shape))
+        made = self.graphs.run(key, self._step, (latents, *state.caches))
+        frames, *caches = (tensor.clone() for tensor in made)
+        return frames, type(state)(tuple(caches))
+
+    def _step(self, latents: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        return self.decoder.step(latents, caches)
+
+    def rows(self, state: Any, rows: Sequence[int]) -> Any:
+        return self.decoder.rows(state, rows)
+
+    def stack(self, states: Sequence[Any]) -> Any:
+        return self.decoder.stack(states)
 
 
 class Decoding:
@@ -35,10 +81,11 @@ class Decoding:
         cold: bool,
         batch_rows: int = 0,
         scoring: Decoder | None = None,
+        graphs: str = "off",
     ) -> None:
-        """``scoring`` decodes for the rewards; None: the decoder itself."""
-        self.decoder = decoder
-        self.scoring = scoring
+        """``scoring`` decodes for the rewards; None: the decoder itself. ``graphs`` as ``GraphRunner`` has modes."""
+        self.decoder = Recorded.over(decoder, graphs)
+        self.scoring = Recorded.over(scoring, graphs) if scoring else None
         self.window_chunks = window_chunks
         self.cold = cold
         self.batch_rows = batch_rows
@@ -46,7 +93,7 @@ class Decoding:
     def newest(self, branches: Sequence[Branch], latents: Tensor) -> Newest:
         """The newest chunk as the image reward sees it. latents [B, F, C, h, w]."""
         if self.cold:
-            return Newest(self._cold(latents), None)
+            return Newest(self._cold(latents))
         if self.scoring:
             past = [branch.parent.scoring for branch in branches]
             return Newest(*self._stream(self.scoring, past, latents))
@@ -76,29 +123,33 @@ class Decoding:
         """Each kept row's chunk as the video will show it."""
         if not self.cold and self.scoring is None:
             return [
-                Shown(frames, frames, self.decoder.rows(newest.state, [row]), None)
+                Shown(frames, frames, newest.state(row, self.decoder), None)
                 for row in kept
                 for frames in [newest.frames[row]]
             ]
         parents = _states([branches[row] for row in kept])
-        frames, state = self._stream(self.decoder, parents, take_rows(latents, kept))
-        states = [self.decoder.rows(state, [place]) for place in range(len(kept))]
+        real = Newest(*self._stream(self.decoder, parents, take_rows(latents, kept)))
+        states = [real.state(place, self.decoder) for place in range(len(kept))]
         if self.cold or self.scoring is None:
-            return [Shown(one, one, after, None) for one, after in zip(frames, states, strict=True)]
+            return [
+                Shown(one, one, after, None) for one, after in zip(real.frames, states, strict=True)
+            ]
         return [
-            Shown(one, newest.frames[row], after, self.scoring.rows(newest.state, [row]))
-            for row, one, after in zip(kept, frames, states, strict=True)
+            Shown(one, newest.frames[row], after, newest.state(row, self.scoring))
+            for row, one, after in zip(kept, real.frames, states, strict=True)
         ]
 
-    def _stream(self, decoder: Decoder, past: Sequence[Any], latents: Tensor) -> tuple[Tensor, Any]:
-        """Frames and states after them of rows that go on from states ``past``."""
+    def _stream(
+        self, decoder: Decoder, past: Sequence[Any], latents: Tensor
+    ) -> tuple[Tensor, tuple[tuple[range, Any], ...]]:
+        """Frames of rows that go on from states ``past``, and the states after them by rows."""
         frames, states = [], []
         for rows in self._batches(latents):
             parents = decoder.stack([past[row] for row in rows])
             newest, state = decoder.decode(latents[rows.start : rows.stop], parents)
             frames.append(newest)
-            states.append(state)
-        return torch.cat(frames), decoder.stack(states)
+            states.append((rows, state))
+        return torch.cat(frames), tuple(states)
 
     def _cold(self, latents: Tensor) -> Tensor:
         decoder = self.scoring or self.decoder

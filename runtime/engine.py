@@ -20,10 +20,12 @@ from runtime.lanes import Lanes
 from runtime.lines import Ahead, Drawn, Line, Turn, Video, rows_in, spans_of
 from runtime.memory import KVPool, Lease, MemoryKeeper, pool_blocks
 from runtime.parts import Parts, build_policy_of
+from runtime.plan import chunks_for
 from runtime.remembering import Remembering
 from runtime.score import Place, Scorer
 from runtime.search import within_horizon
-from runtime.settings import CHUNK_FRAMES, MAX_PROMPTS, PROMPT_CHARACTERS, Settings
+from runtime.settings import MAX_PROMPTS, PROMPT_CHARACTERS, Settings
+from runtime.sizing import most_prompts
 from runtime.speculation import Speculation
 from runtime.telemetry import StageClock
 from runtime.types import (
@@ -62,7 +64,7 @@ class Engine:
         self.fps = generator.fps
         self.chunks = chunks_for(settings.seconds, generator.fps, generator.time_stride)
         self.policy = build_policy_of(settings)
-        self.batch_prompts = run.prompts
+        self.batch_prompts = run.prompts or most_prompts(settings)
         shape, dtype, device = generator.block_shape, generator.dtype, generator.device
         self.pool = KVPool(self._blocks(), shape, dtype, device, run.ops)
         memory = settings.memory if self.policy.sinks else replace(settings.memory, sinking=False)
@@ -72,7 +74,12 @@ class Engine:
         cold = (settings.released or wasteful) and self.policy.judges
         scoring = parts.scoring if self.policy.judges else None
         self.decoding = Decoding(
-            generator.decoder, settings.reward.window_chunks, cold, run.batch_rows, scoring
+            generator.decoder,
+            settings.reward.window_chunks,
+            cold,
+            run.decoder_rows or run.batch_rows,
+            scoring,
+            self.denoiser.graphs.mode,
         )
         self.scorer = Scorer(
             parts.image,
@@ -103,6 +110,7 @@ class Engine:
             "ema_merge": self.pool.impl,
             "qk_norm_rope": dit,
             "adaln": dit,
+            "linears": generator.dit.linears,
             "graphs": self.denoiser.graphs.mode,
         }
 
@@ -338,9 +346,3 @@ def _events(numbered: Iterator[tuple[int, ChunkEvent]]) -> Iterator[ChunkEvent]:
 
 def _numbered(video: Video, events: Sequence[ChunkEvent]) -> list[tuple[int, ChunkEvent]]:
     return [(video.number, event) for event in events]
-
-
-def chunks_for(seconds: float, fps: int, time_stride: int) -> int:
-    """Chunks of a video of about ``seconds``: its first latent frame is one frame, every later one ``time_stride``."""
-    frames_per_chunk = CHUNK_FRAMES * time_stride
-    return max(1, round((seconds * fps + time_stride - 1) / frames_per_chunk))

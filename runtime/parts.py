@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from runtime.generators import Generator, load_generator
+from runtime.generators import Generator, load_generator, load_scoring_decoder
 from runtime.noise import PhiloxNoise
 from runtime.rewards import load_reward
 from runtime.search import SearchPolicy, build_policy
@@ -31,13 +31,27 @@ class Parts:
     def load(settings: Settings) -> Parts:
         run, policy = settings.run, build_policy_of(settings)
         device, dtype = find_device(run.device), DTYPES[run.dtype]
-        asked = policy.judges or policy.rates
-        return Parts(
-            load_generator(run.generator, device, dtype, run.ops),
-            load_reward(settings.reward.image, run.device) if asked else None,
-            load_reward(settings.reward.video, run.device) if asked else None,
-            PhiloxNoise(device, dtype, run.ops),
+        generator = load_generator(
+            run.generator,
+            device,
+            dtype,
+            run.ops,
+            run.weights,
+            run.linears,
+            run.offload_text,
+            run.decoder_tile,
         )
+        scoring = None
+        if settings.reward.decoder == "tiny" and policy.judges:
+            scoring = load_scoring_decoder(run.generator, device, dtype, run.weights)
+        image = video = None
+        if policy.judges or policy.rates:
+            image, video = (
+                load_reward(name, run.device, settings.reward.weights, dtype)
+                for name in (settings.reward.image, settings.reward.video)
+            )
+        noise = PhiloxNoise(device, dtype, run.ops)
+        return Parts(generator, image, video, noise, scoring=scoring)
 
 
 def build_policy_of(settings: Settings) -> SearchPolicy:

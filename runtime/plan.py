@@ -38,3 +38,9 @@ def _shifts(memory: Memory, start_frame: int, rope: str) -> tuple[int, ...]:
     places = [first_window - CHUNK_FRAMES * back for back in range(len(memory.sinks), 0, -1)]
     moved = [place - slot.start_frame for place, slot in zip(places, memory.sinks, strict=True)]
     return (*moved, *(0 for _ in memory.window))
+
+
+def chunks_for(seconds: float, fps: int, time_stride: int) -> int:
+    """Chunks of a video of about ``seconds``: its first latent frame is one frame, every later one ``time_stride``."""
+    frames_per_chunk = CHUNK_FRAMES * time_stride
+    return max(1, round((seconds * fps + time_stride - 1) / frames_per_chunk))

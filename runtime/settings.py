@@ -189,6 +189,7 @@ class RunSettings:
     weights: str = ""  # "": those of the package; "random": none, for timing; else a folder
     prompts: int = 1  # that ride one batch; 0: as many as the free memory holds
     memory_share: float = 0.9  # of the device's free memory that may be planned for
+    decoder_rows: int = 0  # candidates decoded at once; 0: as many as share a forward
     decoder_tile: int = (
         0  # side of a tile that is decoded at once, in latent positions; 0: whole frames
     )
@@ -203,7 +204,7 @@ class RunSettings:
         _one_of("run.attention", self.attention, ATTENTIONS)
         _one_of("run.graphs", self.graphs, GRAPHS)
         _one_of("run.linears", self.linears, LINEARS)
-        for name in ("batch_rows", "prompts", "decoder_tile"):
+        for name in ("batch_rows", "prompts", "decoder_rows", "decoder_tile"):
             _at_least(f"run.{name}", getattr(self, name), 0)
         if not 0.0 < self.memory_share <= 1.0:
             raise ValueError(f"run.memory_share: want a share in (0, 1], got {self.memory_share}")
@@ -312,8 +313,8 @@ _FULL_SIZE: dict[
     "run.dtype": "bfloat16",
     "reward.image": "hpsv3",
     "reward.video": "videoalign",
-    "run.offload_text": True,  # 11 GB that only the prompt needs; with the tiles it fits 80 GB
-    "run.decoder_tile": 32,
+    "run.offload_text": True,  # 11 GB that only the prompt needs
+    "run.decoder_rows": 1,  # a picture of this size fills the GPU by itself
 }
 # A preset is a set of changes to the defaults, and what its generator was trained for.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -26,12 +26,13 @@ from runtime.generators import find_folder
 from runtime.generators.footprint import Decoded, blueprint, decoding, forward_peak
 from runtime.generators.linears import weight_bytes
 from runtime.memory import pool_blocks
+from runtime.parts import DTYPES
+from runtime.plan import chunks_for
 from runtime.search import build_policy
-from runtime.settings import CHUNK_FRAMES, MAX_CANDIDATES, RunSettings, Settings
+from runtime.settings import CHUNK_FRAMES, MAX_CANDIDATES, MAX_PROMPTS, RunSettings, Settings
 from runtime.types import Trajectory
 from runtime.weights import read_shapes
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 GIB = 1 << 30
 PHASES = ("always", "text", "denoise", "decode", "reward")
 # Weights of the published rewards, in two bytes each, and the activations of one forward of their own batch size.
@@ -39,6 +40,7 @@ PUBLISHED = {"hpsv3": (7_748_610_610, 2 * GIB), "videoalign": (2_208_563_200, GI
 TINY_DECODER = 11_300_000  # weights of a decoder of TAEHV's form, about
 STEPS_OF_ADVICE: tuple[tuple[str, Callable[[Settings], Any]], ...] = (
     ("run.offload_text", lambda s: True),
+    ("run.decoder_rows", lambda s: 1),
     ("run.decoder_tile", lambda s: 32),
     ("run.batch_rows", lambda s: 1),
     ("memory.max_sink_frames", lambda s: s.memory.sink_frames),
@@ -129,6 +131,22 @@ def prompts_that_fit(settings: Settings, free_bytes: int) -> int:
     return few
 
 
+def most_prompts(settings: Settings) -> int:
+    """The prompts that ride one batch when as many as fit are asked for. RuntimeError where not even one fits."""
+    free = free_memory(settings.run)
+    if free is None:
+        raise RuntimeError(
+            "run.prompts=0: this machine does not say how much memory is free; give a number of prompts"
+        )
+    count = prompts_that_fit(settings, free)
+    if count < 1:
+        plan = plan_memory(settings, free)
+        raise RuntimeError(
+            f"run.prompts=0: not even one prompt fits into {free / GIB:.1f} GiB of free memory; {plan.advice}"
+        )
+    return min(count, MAX_PROMPTS)
+
+
 def free_memory(run: RunSettings) -> int | None:
     """Free bytes of the run's device; None where this machine cannot say."""
     if torch.device(run.device).type == "cuda":
@@ -189,8 +207,9 @@ class Sizes:
         self.chunk_values = CHUNK_FRAMES * torch.Size(self.plan.latent_shape).numel()
         stride, (rows, columns) = self.plan.vae.config.time_stride, self.plan.recipe.frame_size
         self.frames_bytes = CHUNK_FRAMES * stride * 3 * rows * columns * self.itemsize
-        length = settings.seconds * self.plan.recipe.fps / (CHUNK_FRAMES * stride)
-        self.chunks = min(max(1, round(length)), settings.search.horizon_chunks)
+        length = chunks_for(settings.seconds, self.plan.recipe.fps, stride)
+        self.chunks = min(length, settings.search.horizon_chunks)
+        self.decoded = min(self.rows, run.decoder_rows or self.batch)
 
     @property
     def block_bytes(self) -> int:
@@ -267,7 +286,7 @@ def _memories(sizes: Sizes) -> list[MemoryItem]:
 
 
 def _decoding(sizes: Sizes) -> Decoded:
-    return decoding(sizes.source, sizes.batch, sizes.dtype, sizes.settings.run.decoder_tile)
+    return decoding(sizes.source, sizes.decoded, sizes.dtype, sizes.settings.run.decoder_tile)
 
 
 def _histories(sizes: Sizes) -> list[MemoryItem]:
@@ -291,14 +310,13 @@ def _work(sizes: Sizes) -> list[MemoryItem]:
         forward += batch * sizes.plan.block_shape[1] * sizes.plan.dit.config.ffn_dim
     captured = settings.run.graphs == "cuda" or (settings.run.graphs == "auto" and sizes.on_gpu)
     name = "captured graphs, private pool" if captured else "denoising, activations"
+    stacked = sizes.decoded * decoded.state_bytes if sizes.decoded > 1 else 0
     made = rows * (decoded.state_bytes + sizes.frames_bytes)  # by decoding, until the choice
-    together = rows * decoded.state_bytes if batch < rows else 0
     items = [
         MemoryItem(name, forward, "always" if captured else "denoise", exact=False),
         MemoryItem("candidates, latents", 3 * rows * sizes.chunk_values * sizes.itemsize, "always"),
         MemoryItem("candidates, frames and states", made, "decode"),
-        MemoryItem("parents' decoder states, stacked", batch * decoded.state_bytes, "decode"),
-        MemoryItem("candidates, states put together", together, "decode"),
+        MemoryItem("parents' decoder states, stacked", stacked, "decode"),
         MemoryItem("decoding, activations", decoded.peak_bytes, "decode", exact=False),
     ]
     if not sizes.policy.judges:

@@ -1,7 +1,8 @@
 """``python -m runtime.bench.sprites.train``: everything the embedded model is made of, in order, from nothing.
 
-VAE, then latents of training clips, then text encoder and DiT, then the two rewards. Every stage resumes from its checkpoint
-in ``--out``, logs to a text file there and is skipped once its weights exist. ``--install`` copies the result into the package.
+VAE, then latents of training clips, then text encoder and DiT, the tiny decoder, then the two rewards. Every stage resumes
+from its checkpoint in ``--out``, logs to a text file there and is skipped once its weights exist. ``--install`` copies the
+result into the package.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import runtime
 
 PACKAGE = Path(runtime.__file__).parent
-GENERATOR = ("vae", "dit", "text")
+GENERATOR = ("vae", "dit", "text", "tiny_decoder")
 REWARDS = ("image", "video")
 
 
@@ -32,6 +33,10 @@ def stages(out: Path, device: str) -> list[tuple[Path, list[str]]]:
         (
             out / "dit.safetensors",
             ["train_dit", "--vae", str(vae), "--corpus", str(corpus), "--out", str(out), *on],
+        ),
+        (
+            out / "tiny_decoder.safetensors",
+            ["train_tiny_decoder", "--vae", str(vae), "--out", str(out), *on],
         ),
         *(
             (out / f"{which}.safetensors", ["train_rewards", "--which", which, "--out", str(out)])

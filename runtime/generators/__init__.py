@@ -89,13 +89,20 @@ def block_shape(config: DiTConfig, latent_shape: tuple[int, int, int]) -> tuple[
 
 
 class StreamingVAE:
-    """The causal VAE as a ``Decoder``: its state is a value, so candidates fork it for free."""
+    """The causal VAE as a ``Decoder``: its state is a value, so candidates fork it for free.
 
-    def __init__(self, vae: Any) -> None:
+    ``tile`` is the side of what is decoded at once, in latent positions; 0: whole pictures.
+    """
+
+    def __init__(self, vae: Any, tile: int = 0) -> None:
         self.vae = vae.eval()
+        self.tile = tile
 
     def decode(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return self.vae.decode_next(latents, state)
+        return self.vae.decode_next(latents, state, self.tile)
+
+    def step(self, latents: Tensor, caches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return self.vae.step(latents, caches, self.tile)
 
     def rows(self, state: Any, rows: Sequence[int]) -> Any:
         return state.rows(rows)
@@ -112,6 +119,7 @@ def load_generator(
     weights: str = "",
     linears: str = "dense",
     offload_text: bool = False,
+    decoder_tile: int = 0,
 ) -> Generator:
     """The generator called ``name``; the other arguments are settings of ``run`` and mean what they mean there.
 
@@ -120,9 +128,20 @@ def load_generator(
     """
     from runtime.generators.folder import Placement, load_folder, random_folder  # these import us
 
-    place = Placement(device, dtype, ops, linears, offload_text)
+    place = Placement(device, dtype, ops, linears, offload_text, decoder_tile)
     folder, is_random = find_folder(name, weights)
     return (random_folder if is_random else load_folder)(folder, place)
+
+
+def load_scoring_decoder(
+    name: str, device: torch.device, dtype: torch.dtype, weights: str = ""
+) -> Decoder:
+    """The tiny decoder of the generator called ``name``, ``tiny_decoder.safetensors`` in its folder. Errors as there."""
+    from runtime.generators.tiny_decoder import load_tiny, random_tiny
+
+    folder, is_random = find_folder(name, weights)
+    path = folder / "tiny_decoder.safetensors"
+    return (random_tiny if is_random else load_tiny)(path, device, dtype)
 
 
 def find_folder(name: str, weights: str = "") -> tuple[Path, bool]:

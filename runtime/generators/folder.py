@@ -51,6 +51,7 @@ class Placement:
     ops: str = "torch"
     linears: str = "dense"
     offload_text: bool = False
+    decoder_tile: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,11 +140,7 @@ def _assembled(plan: Blueprint, tokeniser: Tokeniser, place: Placement) -> Gener
         module.to(place.device, place.dtype).eval()
     quantise_(dit, place.linears)
     dit.join_()
-    prepare: Any = getattr(
-        vae, "prepare_", None
-    )  # lays weights out for decoding, where a decoder can
-    if prepare is not None:
-        prepare()
+    vae.prepare_()
     home = torch.device("cpu") if place.offload_text else place.device
     encoder: nn.Module | Visitor = plan.text.to(home, place.dtype).eval()
     if place.offload_text:
@@ -151,7 +148,7 @@ def _assembled(plan: Blueprint, tokeniser: Tokeniser, place: Placement) -> Gener
     return Generator(
         text=TextEncoder(tokeniser, encoder, dit.config.text_len),
         dit=dit,
-        decoder=StreamingVAE(vae),
+        decoder=StreamingVAE(vae, place.decoder_tile),
         schedule=Schedule.warped(plan.recipe.steps, plan.recipe.shift),
         latent_shape=plan.latent_shape,
         fps=plan.recipe.fps,

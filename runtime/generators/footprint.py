@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from runtime.generators.folder import Blueprint, read_blueprint
+from runtime.generators.vae_cost import decoder_bytes
 from runtime.generators.wan import WanDiT
 from runtime.settings import CHUNK_FRAMES
 
@@ -37,23 +38,13 @@ class Decoded:
     peak_bytes: int
 
 
-@lru_cache(maxsize=64)
-@torch.no_grad()
 def decoding(folder: Path, rows: int, dtype: torch.dtype, tile: int) -> Decoded:
-    """Decodes a second chunk, the larger one, on the meta device."""
+    """Decoding ``rows`` histories' next chunk, the activations without frames and states."""
     plan = blueprint(folder)
-    vae = plan.vae.to("meta", dtype)
-    channels, height, width = plan.latent_shape
-    state = vae.decode_next(_chunk(1, plan.latent_shape, dtype), None)[1]
-    if tile:
-        height, width = min(tile, height), min(tile, width)
-    part = _chunk(rows, (channels, height, width), dtype)
-    past = vae.decode_next(part, None)[1]
-    with LiveBytes() as live:
-        kept = vae.decode_next(part, past)
-        left = live.now
-    del kept
-    return Decoded(state.nbytes, live.most - left)
+    config, (_, height, width) = plan.vae.config, plan.latent_shape
+    state, most = decoder_bytes(config, rows, height, width, dtype, CHUNK_FRAMES, tile)
+    frames = CHUNK_FRAMES * config.time_stride * 3 * height * width * config.space_stride**2
+    return Decoded(state, max(0, most - rows * (state + frames * dtype.itemsize)))
 
 
 @lru_cache(maxsize=64)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from runtime.generators.decoder_state import DecoderState
-from runtime.weights import compare_keys, quote, read_config
+from runtime.weights import compare_keys, fill_random_, quote, read_config
 
 MAX_PTH_BYTES = 256 << 20
 DAMAGED = (  # what the unpickler raises over a damaged file, or one with more in it than tensors
@@ -225,6 +225,14 @@ def tiny_flops(config: TinyConfig, rows: int, height: int, width: int, latents: 
     return 2 * rows * (total + frames * area * config.widths[-1] * 3 * config.patch**2 * 9)
 
 
+def random_tiny(path: Path, device: torch.device | str, dtype: torch.dtype) -> TinyDecoder:
+    """A tiny decoder of the sizes in the .json beside ``path``, or the published ones, with random weights."""
+    with torch.device("meta"):
+        model = TinyDecoder(_read_config(path.with_suffix(".json")))
+    fill_random_(model, device, dtype)
+    return _ready(model, device, dtype)
+
+
 def load_tiny(path: Path, device: torch.device | str, dtype: torch.dtype) -> TinyDecoder:
     """The tiny decoder in ``path`` (.safetensors, or .pth as published), in ``dtype`` on ``device``.
 
@@ -253,9 +261,12 @@ def load_tiny(path: Path, device: torch.device | str, dtype: torch.dtype) -> Tin
     if bad:
         raise ValueError(f"{path}: {quote(bad)} not finite floats; fetch or copy it again")
     model.load_state_dict(tensors, assign=True)
-    if (
-        torch.device(device).type == "cuda"
-    ):  # what its convolutions want; on a CPU it makes no difference
+    return _ready(model, device, dtype)
+
+
+def _ready(model: TinyDecoder, device: torch.device | str, dtype: torch.dtype) -> TinyDecoder:
+    # What its convolutions want on a GPU; on a CPU it makes no difference.
+    if torch.device(device).type == "cuda":
         model.lay_out_(torch.channels_last)
     return model.to(device, dtype).eval().requires_grad_(False)
 

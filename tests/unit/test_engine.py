@@ -5,8 +5,9 @@ import gc
 import pytest
 import torch
 
-from runtime.engine import Engine, check_prompt, chunks_for
+from runtime.engine import Engine, check_prompt
 from runtime.noise import PhiloxNoise
+from runtime.plan import chunks_for
 from runtime.search import within_horizon
 from runtime.settings import PROMPT_CHARACTERS
 from runtime.types import ChunkEvent, ChunkRecord, Draws
