@@ -91,6 +91,9 @@ class Ceiling:
 
     copy_gb_per_s: float
     matmul_tflop_per_s: float
+    narrow_tflop_per_s: float | None = (
+        None  # float8 products with a scale per row, where they were measured
+    )
 
 
 def ceiling(device: torch.device | str, dtype: torch.dtype) -> Ceiling:
@@ -110,3 +113,18 @@ def ceiling(device: torch.device | str, dtype: torch.dtype) -> Ceiling:
         2 * source.nbytes / times["copy"].median_ms / 1e6,
         2 * side**3 / times["matmul"].median_ms / 1e9,
     )
+
+
+def narrow_matmul(device: torch.device | str) -> float:
+    """TFLOP/s of a square product in float8 (e4m3) with one scale per row, bfloat16 out. Needs a GPU that has it."""
+    side, narrow = 8192, torch.float8_e4m3fn
+    a, b = (torch.randn(side, side, device=device).to(narrow) for _ in range(2))
+    scale = torch.ones(side, 1, device=device)
+
+    def product() -> torch.Tensor:
+        return torch._scaled_mm(
+            a, b.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16
+        )
+
+    times = time_in_turns({"product": product}, device, samples=10)
+    return 2 * side**3 / times["product"].median_ms / 1e9

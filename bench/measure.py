@@ -1,105 +1,182 @@
-"""Times the line stage by stage over whole videos and reduces the times to a table. No opinions, no printing."""
+"""Times whole videos on one engine, chunk by chunk and stage by stage. No opinions, no printing."""
 
 from __future__ import annotations
 
-import importlib.util
-import platform
-import resource
-import statistics
-import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import runtime
+from runtime.bench.cost import ChunkWork
+from runtime.bench.environment import output_kind
+from runtime.bench.power import Meter
 from runtime.engine import Engine
 from runtime.kernels.frame_pack import yuv420
-from runtime.settings import Settings
-from runtime.telemetry import STAGES
-from runtime.types import ChunkRecord
+from runtime.telemetry import Span
+from runtime.types import ChunkEvent, ChunkRecord
 
-WARMUP_SECONDS = 2.0
+# Enough for the window, the sinks and the reward's window of ten chunks to fill up.
+WARMUP_CHUNKS = 12
+WAITS = ("select",)  # stages in which the host waits for the scores
 
 
-@dataclass
-class Timing:
-    """What one engine took: per stage and chunk, per video, and how much came out."""
+@dataclass(frozen=True, slots=True)
+class ChunkTime:
+    """One chunk of the batch."""
 
-    stage_ms: dict[str, list[float]] = field(default_factory=dict)
-    chunk_ms: list[float] = field(default_factory=list)
-    video_seconds: list[float] = field(default_factory=list)
-    frames: int = 0
-    first_chunk_ms: list[float] = field(default_factory=list)
+    wall_ms: float  # since the chunk before was made; for the first since the prompt was given
+    stage_ms: dict[str, float]
+    spans: tuple[Span, ...]
+    host_ms: float  # of the host inside the stages that do not wait
+    work: ChunkWork
+
+    @property
+    def covered_ms(self) -> float:
+        """Wall time in which some stage ran; stages that overlap count once."""
+        covered, end = 0.0, 0.0
+        for span in sorted(self.spans, key=lambda span: span.start_ms):
+            covered += max(0.0, span.end_ms - max(span.start_ms, end))
+            end = max(end, span.end_ms)
+        return covered
+
+
+@dataclass(frozen=True, slots=True)
+class VideoTime:
+    """One batch of prompts from the call to the closed files; one prompt unless ``run.prompts`` says more."""
+
+    seconds: float
+    frames: int
+    chunks: tuple[ChunkTime, ...]
+    write_ms: float
+    first_shown_ms: float | None  # until the first settled frames could be shown
+    settle_delays: tuple[int, ...]  # of each settled chunk: chunks made since it was made
 
     @property
     def pixel_fps(self) -> float:
-        """Pixel frames over wall time; text, denoising, decoder, rewards, search and MP4 writing are inside."""
-        return self.frames / sum(self.video_seconds)
-
-    def stages(self) -> dict[str, dict[str, float]]:
-        """Median and p95 ms per chunk (of the chunks in which the stage ran) and the share of all stages' time."""
-        total = sum(sum(times) for times in self.stage_ms.values())
-        return {
-            name: {
-                "median_ms": statistics.median(times),
-                "p95_ms": percentile(times, 95),
-                "share": sum(times) / total,
-            }
-            for name in STAGES
-            if (times := self.stage_ms.get(name))
-        }
+        return self.frames / self.seconds
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Nearest-rank percentile."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, round(percent / 100 * len(ordered) + 0.5) - 1))]
+class Enough(Exception):
+    """Ends a video early from inside its watch."""
 
 
-def time_videos(settings: Settings, prompts: Sequence[str], warmups: int = 1) -> Timing:
-    """Generate every prompt and write it to a temporary MP4, after ``warmups`` short videos that are not counted."""
-    engine, timing = Engine(settings), Timing()
-    short = Engine(settings.with_changes({"seconds": min(WARMUP_SECONDS, settings.seconds)}))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "video.mp4"
-        for _ in range(warmups):
-            _time_video(short, prompts[0], path, Timing())
-        for prompt in prompts:
-            _time_video(engine, prompt, path, timing)
-    return timing
+@dataclass(slots=True)
+class _Notes:
+    """What is seen of one batch while it is made. Chunks of several prompts at the same place are one entry."""
 
+    engine: Engine
+    most: int | None
+    after: Callable[[int], None] | None
+    began: float = field(default_factory=time.perf_counter)
+    marks: list[float] = field(default_factory=list)
+    chunks: list[ChunkTime] = field(default_factory=list)
 
-def _time_video(engine: Engine, prompt: str, path: Path, timing: Timing) -> None:
-    marks: list[float] = []
-
-    def note(record: ChunkRecord) -> None:
+    def watch(self, record: ChunkRecord) -> None:
         now = time.perf_counter()
-        (timing.chunk_ms if marks else timing.first_chunk_ms).append(
-            (now - (marks[-1] if marks else began)) * 1e3
+        if self.chunks and self.chunks[-1].work.index == record.index:
+            self.chunks[-1] = self._joined(self.chunks[-1], record, now)
+            self.marks[-1] = now
+            return
+        before = self.marks[-1] if self.marks else self.began
+        clock = self.engine.clock
+        self.marks.append(now)
+        self.chunks.append(
+            ChunkTime(
+                (now - before) * 1e3,
+                record.stage_ms,
+                clock.spans,
+                sum(ms for stage, ms in clock.host_ms.items() if stage not in WAITS),
+                work_of(record),
+            )
         )
-        marks.append(now)
-        for name, spent in record.stage_ms.items():
-            timing.stage_ms.setdefault(name, []).append(spent)
+        if len(self.chunks) == self.most:
+            raise Enough
+        if self.after is not None:
+            self.after(record.index)
+            self.marks[-1] = time.perf_counter()
 
-    began = time.perf_counter()
-    written_ms = 0.0
-    with open_writer(path, engine) as writer:
-        for event in engine.stream(prompt, watch=note):
-            before = time.perf_counter()
-            writer.add(event.frames)
-            written_ms += (time.perf_counter() - before) * 1e3
-            timing.frames += len(event.frames)
-    emit = timing.stage_ms.setdefault("emit", [0.0] * len(marks))
-    for place in range(
-        len(emit) - len(marks), len(emit)
-    ):  # writing comes in bursts: spread over the video's chunks
-        emit[place] += written_ms / len(marks)
-    timing.video_seconds.append(time.perf_counter() - began)
+    def _joined(self, first: ChunkTime, record: ChunkRecord, now: float) -> ChunkTime:
+        """One turn of a batch tells of each prompt in turn; the stages' times come with one of them."""
+        work, more = first.work, work_of(record)
+        rows = len(work.contexts)
+        both = replace(
+            work,
+            contexts=work.contexts + more.contexts,
+            kept=work.kept + tuple(rows + row for row in more.kept),
+        )
+        wall_ms = first.wall_ms + (now - self.marks[-1]) * 1e3
+        return replace(
+            first, wall_ms=wall_ms, stage_ms=first.stage_ms or record.stage_ms, work=both
+        )
+
+
+def work_of(record: ChunkRecord) -> ChunkWork:
+    """The sizes of a chunk's work."""
+    contexts = tuple(len(c.branch.parent.memory.slots) for c in record.candidates)
+    last = record.index == record.chunks - 1
+    _, frames, _, height, width = record.frames.shape
+    return ChunkWork(record.index, contexts, record.kept, frames, last, (height, width))
+
+
+def make_video(
+    engine: Engine,
+    prompts: Sequence[str],
+    *,
+    meter: Meter | None = None,
+    most: int | None = None,
+    after: Callable[[int], None] | None = None,
+) -> VideoTime:
+    """Generate ``prompts`` as one batch and write each to a file of its own that is thrown away.
+
+    ``most`` ends the videos after that many chunks. ``after`` is called with each chunk's index when the chunk has been
+    timed, may raise ``Enough``, and what it takes is in no chunk's time (but in the video's). Stage times are the GPU's own where there is one.
+    """
+    engine.clock.exact = True
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if meter is not None:
+            stack.enter_context(meter.running())
+        return _make_video(engine, prompts, folder, _Notes(engine, most, after))
+
+
+def _make_video(engine: Engine, prompts: Sequence[str], folder: Path, notes: _Notes) -> VideoTime:
+    delays: list[int] = []
+    shown, written, frames = None, 0.0, 0
+    with ExitStack() as stack:
+        names = (folder / f"{number}.mp4" for number in range(len(prompts)))
+        writers = [stack.enter_context(open_writer(name, engine)) for name in names]
+        try:
+            for place, event in _events(engine, prompts, notes):
+                before = time.perf_counter()
+                shown = (before - notes.began) * 1e3 if shown is None else shown
+                delays.append(notes.chunks[-1].work.index - event.index)
+                frames += len(event.frames)
+                writers[place].add(event.frames)
+                written += time.perf_counter() - before
+        except Enough:
+            pass
+        closing = time.perf_counter()
+    ended = time.perf_counter()
+    write_ms = (written + ended - closing) * 1e3
+    return VideoTime(
+        ended - notes.began, frames, tuple(notes.chunks), write_ms, shown, tuple(delays)
+    )
+
+
+def _events(
+    engine: Engine, prompts: Sequence[str], notes: _Notes
+) -> Iterator[tuple[int, ChunkEvent]]:
+    """Settled chunks and the prompt each belongs to."""
+    if len(prompts) > 1:
+        yield from engine.stream_many(prompts, watch=notes.watch)
+    else:
+        for event in engine.stream(prompts[0], watch=notes.watch):
+            yield 0, event
 
 
 class YuvWriter:
@@ -118,68 +195,10 @@ class YuvWriter:
         self.file.write(yuv420(frames.float().contiguous(), self.ops).cpu().numpy().tobytes())
 
 
-def output_kind() -> str:
-    """What happens to finished frames inside the measured time."""
-    found = importlib.util.find_spec("av") is not None
-    return "encoded to MP4" if found else "packed to yuv420, not encoded: PyAV is not installed"
-
-
 def open_writer(path: Path, engine: Engine) -> Any:
     """The MP4 writer of ``python -m runtime``, or ``YuvWriter``; ``output_kind`` says which."""
-    if importlib.util.find_spec("av") is None:
+    if "not encoded" in output_kind():
         return YuvWriter(path, engine.settings.run.ops)
     from runtime.video import VideoWriter
 
     return VideoWriter(path, engine.fps, ops=engine.settings.run.ops)
-
-
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def environment(settings: Settings, implementations: dict[str, str]) -> dict[str, Any]:
-    """Where and with what the numbers were taken."""
-    cuda = torch.cuda.is_available()
-    return {
-        "runtime": runtime.__version__,
-        "commit": commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if cuda else None,
-        "device": settings.run.device,
-        "dtype": settings.run.dtype,
-        "output": output_kind(),
-        "implementations": implementations,
-        "seed": settings.search.seed,
-    }
-
-
-def commit() -> str | None:
-    """The checkout's commit, with ``+`` when files differ from it; None outside a checkout."""
-    root = Path(runtime.__file__).parent.parent
-    try:
-        run = ["git", "-C", str(root)]
-        head = subprocess.run(
-            [*run, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run(
-            [*run, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )

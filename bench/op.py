@@ -21,7 +21,7 @@ import torch
 
 import runtime
 from runtime.bench.clock import Ceiling, Run, Times, ceiling, time_in_turns
-from runtime.bench.measure import commit, cpu_name
+from runtime.bench.environment import commit, cpu_name
 from runtime.kernels import native, triton_lang
 
 ROOT = Path(runtime.__file__).parent.parent

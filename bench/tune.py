@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from runtime.bench.clock import Times, time_in_turns
-from runtime.bench.measure import commit
+from runtime.bench.environment import commit
 from runtime.kernels import triton_lang, tuning
 from runtime.kernels.tuning import Config, Shape
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.bench.measure import environment
+from runtime.bench.environment import environment
 from runtime.bench.sprites.checker import Verdict, check_clip
 from runtime.bench.sprites.world import Caption, held_out_captions
 from runtime.engine import Engine
