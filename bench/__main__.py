@@ -25,7 +25,7 @@ def main() -> int:
     try:
         settings = settings_of(args)
         if args.dry_run:
-            return dry_run(settings)
+            return dry_run(settings, args.memory_gib)
         result = take(_plan(args, settings))
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -35,16 +35,17 @@ def main() -> int:
     return 0
 
 
-def dry_run(settings: Settings) -> int:
-    """Print what memory the settings need; 1 when that is more than there is."""
-    from runtime.sizing import plan_memory
+def dry_run(settings: Settings, memory_gib: float | None) -> int:
+    """Print what memory the settings need; 1 when that is more than there is, or more than ``memory_gib``."""
+    from runtime.sizing import GIB, plan_memory
 
-    needed = plan_memory(settings)
+    needed = plan_memory(settings, None if memory_gib is None else int(memory_gib * GIB))
     print(needed.table())
-    if needed.fits:
-        return 0
-    print(needed.advice, file=sys.stderr)
-    return 1
+    if needed.fits is None:
+        print(
+            f"device {settings.run.device!r} is not here to be compared with: give its memory, --memory-gib 80"
+        )
+    return 1 if needed.fits is False else 0
 
 
 def _plan(args: argparse.Namespace, settings: Settings) -> Plan:

@@ -9,6 +9,7 @@ from typing import Any
 
 from runtime.arguments import typed
 from runtime.bench.sweep import AXES
+from runtime.rewards import PUBLISHED
 from runtime.settings import ATTENTIONS, GRAPHS, OPS, POLICIES, PRESETS, SCHEDULES, Settings, preset
 
 PRECISIONS: dict[str, dict[str, Any]] = {
@@ -111,6 +112,8 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="write every number there")
     add("--report", type=Path, metavar="HTML", help="write a page with pictures there")
     add("--dry-run", action="store_true", help="say what memory it needs, and stop")
+    text = "for --dry-run: compare with this much free memory, not with the device's"
+    add("--memory-gib", type=float, metavar="N", help=text)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -121,7 +124,10 @@ def settings_of(args: argparse.Namespace) -> Settings:
         if getattr(args, option) is not None
     }
     if args.random_weights:
-        changes |= {"run.weights": "random", "reward.weights": "random"}
+        changes["run.weights"] = "random"
+        rewards = preset(args.preset).reward
+        if {rewards.image, rewards.video} & set(PUBLISHED):  # the others come with theirs
+            changes["reward.weights"] = "random"
     if precision := args.precision or DTYPES.get(args.dtype):
         changes |= PRECISIONS[precision]
     for pair in args.set:

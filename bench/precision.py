@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from runtime.bench.clock import time_in_turns
-from runtime.bench.measure import commit, cpu_name
+from runtime.bench.environment import commit, cpu_name
 from runtime.generators import load_generator
 from runtime.generators.linears import quantise_
 from runtime.generators.schedule import Schedule, to_x0

@@ -31,9 +31,9 @@ PROMPTS = (
     "a cyan cross moving up slowly on a gray background",
     "a green square moving left slowly on a navy background",
     "a blue triangle bouncing vertically quickly on a gray background",
-    "a white circle moving down slowly on a forest background",
-    "a magenta star moving right slowly on a black background",
-    "a orange square bouncing diagonally quickly on a navy background",
+    "a pink circle moving down slowly on a forest background",
+    "a purple star moving right slowly on a black background",
+    "an orange square bouncing diagonally quickly on a navy background",
 )
 Say = Callable[[str], None]
 

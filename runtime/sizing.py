@@ -43,6 +43,7 @@ STEPS_OF_ADVICE: tuple[tuple[str, Callable[[Settings], Any]], ...] = (
     ("run.decoder_rows", lambda s: 1),
     ("run.decoder_tile", lambda s: 32),
     ("run.batch_rows", lambda s: 1),
+    ("run.prompts", lambda s: max(1, s.run.prompts // 2)),
     ("memory.max_sink_frames", lambda s: s.memory.sink_frames),
     ("search.expansions", lambda s: max(1, s.search.expansions // 2)),
     ("search.histories", lambda s: max(1, s.search.histories // 2)),

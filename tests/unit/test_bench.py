@@ -35,7 +35,9 @@ def test_options_are_settings_and_set_wins(monkeypatch):
     got = settings_of(args)
     assert (got.search.histories, got.search.expansions, got.search.policy) == (5, 3, "beam")
     assert (got.run.dtype, got.run.linears, got.run.graphs) == ("bfloat16", "fp8-row", "off")
-    assert (got.run.weights, got.reward.weights, got.run.prompts) == ("random", "random", 2)
+    assert (got.run.weights, got.reward.weights, got.run.prompts) == ("random", "", 2)
+    full = settings_of(asked(monkeypatch, "--preset", "wan-1.3b", "--random-weights"))
+    assert (full.run.weights, full.reward.weights) == ("random", "random")
     assert (got.run.attention, got.reward.stride, got.seconds) == ("sdpa", 3, 7.5)
 
 
@@ -100,17 +102,23 @@ def test_a_batch_has_as_many_prompts_as_asked_for_and_all_make_the_same():
     assert len(plan.batch(7)) == 3 and len(set(PROMPTS)) == len(PROMPTS)
 
 
-@pytest.mark.parametrize(("fits", "status"), [(True, 0), (False, 1)])
-def test_a_dry_run_prints_the_plan_and_fails_with_advice(monkeypatch, capsys, fits, status):
-    sizing = ModuleType("runtime.sizing")
-    plan = SimpleNamespace(table=lambda: "the table", fits=fits, advice="lower K")
-    sizing.plan_memory = lambda settings: plan if settings.search.histories == 3 else None
-    monkeypatch.setitem(sys.modules, "runtime.sizing", sizing)
-    asked(monkeypatch, "--dry-run", "--histories", "3")
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        (("--memory-gib", "64"), 0, "fits"),
+        (("--memory-gib", "0.02"), 1, "does not fit"),
+        (("--preset", "wan-1.3b", "--random-weights"), 0, "device 'cuda' is not here"),
+        (("--preset", "wan-1.3b", "--random-weights", "--memory-gib", "24"), 1, "not fit"),
+    ],
+    ids=["enough", "too little", "no device", "full size"],
+)
+def test_a_dry_run_prints_the_plan_and_what_would_fit(monkeypatch, capsys, options, status, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked(monkeypatch, "--dry-run", *options)
     monkeypatch.setattr(bench, "take", lambda plan: pytest.fail("measured"))
     assert bench.main() == status
-    said = capsys.readouterr()
-    assert said.out == "the table\n" and said.err == ("" if fits else "lower K\n")
+    text = capsys.readouterr().out
+    assert "DiT, weights" in text and "KV pool" in text and said in text
 
 
 @pytest.fixture(scope="module")
