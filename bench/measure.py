@@ -72,7 +72,7 @@ class _Notes:
     engine: Engine
     most: int | None
     after: Callable[[int], None] | None
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=lambda: time.perf_counter())
     marks: list[float] = field(default_factory=list)
     chunks: list[ChunkTime] = field(default_factory=list)
 

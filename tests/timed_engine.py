@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import pytest
 import torch
 
 from runtime.settings import Settings
@@ -12,6 +13,19 @@ from runtime.telemetry import StageClock
 from tests.fake_engine import FakeEngine
 
 NAP = 0.01  # seconds
+
+
+@pytest.fixture
+def fake_time(monkeypatch):
+    """A clock that only naps move, and a look at it by a microsecond: what is timed does not depend on the machine."""
+    now = [0.0]
+
+    def look():
+        now[0] += 1e-6
+        return now[0]
+
+    monkeypatch.setattr(time, "perf_counter", look)
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
 
 
 class TimedEngine(FakeEngine):

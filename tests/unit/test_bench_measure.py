@@ -14,11 +14,13 @@ from runtime.bench.numbers import dist, percentile
 from runtime.bench.timing import Timing, least_ms, speedup
 from runtime.telemetry import Span
 from tests.fake_engine import FakeEngine
-from tests.timed_engine import NAP, Sink, TimedEngine
+from tests.timed_engine import NAP, Sink, TimedEngine, fake_time
+
+__all__ = ["fake_time"]  # a fixture
 
 
 @pytest.fixture(autouse=True)
-def slow_writers(monkeypatch):
+def slow_writers(monkeypatch, fake_time):
     Sink.opened = []
     monkeypatch.setattr(measure, "open_writer", lambda path, engine: Sink())
 

@@ -8,14 +8,17 @@ from runtime.bench import measure, show, sweep
 from runtime.bench.sweep import Sweeper, near, reach
 from runtime.engine import Engine
 from runtime.settings import Settings
-from tests.timed_engine import NAP, Sink, TimedEngine
+from tests.timed_engine import NAP, Sink, TimedEngine, fake_time
 from tests.tiny import tiny_engine
 
 FAKE_PARTS = SimpleNamespace(generator=SimpleNamespace(time_stride=4, fps=16))
 
 
+__all__ = ["fake_time"]  # a fixture
+
+
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def quick(monkeypatch, fake_time):
     monkeypatch.setattr(measure, "open_writer", lambda path, engine: Sink(0.0))
     monkeypatch.setattr(sweep, "MAX_VIDEOS", 2)
     monkeypatch.setattr(sweep, "WARMUP_CHUNKS", 1)
@@ -100,7 +103,7 @@ def test_a_long_video_is_flat_against_fresh_short_ones(monkeypatch):
     assert [point["chunk_ms"]["count"] for point in points] == [5, 7]
     for point in points:
         assert point["control_ms"]["count"] == 3 * 5
-        assert point["ratio_to_control"] == pytest.approx(1.0, abs=0.5)
+        assert point["ratio_to_control"] == pytest.approx(1.0, abs=0.01)
     text = "\n".join(show.growth("length", points))
     assert "x of fresh" in text
 
