@@ -19,10 +19,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import runtime
 from runtime.arguments import typed
+from runtime.bench.environment import environment
 from runtime.bench.judges import Judge, Rewards
 from runtime.bench.sprites.accept import wilson
 from runtime.engine import Engine
@@ -261,7 +259,7 @@ def main() -> int:
     )
     print(show(tables))
     if args.json:
-        place = {"runtime": runtime.__version__, "torch": torch.__version__, "preset": args.preset}
+        place = {**environment(settings, {}), "preset": args.preset}
         rows = {"judges": tables, "settings": asdict(settings), "environment": place}
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

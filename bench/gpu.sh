@@ -16,7 +16,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-540} REHEARSE=${REHEARSE:-} TUNE=${TUNE:-}
 GROUPS_ASKED=${*:-build tests line single realtime kernels fp8 sprites vae tune}
-KERNELS="window_attention slerp_noise ema_merge qk_norm_rope_store adaln frame_pack reward_patches"
+KERNELS="window_attention slerp_noise ema_merge qk_norm_rope_store adaln frame_pack reward_patches fp8_quantize"
 SUMMARY_SECONDS=15 # kept free at the end
 failed=() skipped=()
 

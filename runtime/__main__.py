@@ -126,6 +126,11 @@ def main(
 def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
     settings, jobs = build_settings(options), build_jobs(options)
     check_files(jobs)
+    if settings.run.prompts == 0:
+        from runtime.sizing import most_prompts
+
+        count = min(most_prompts(settings), len(jobs))
+        settings = settings.with_changes({"run.prompts": count})
     engine = build(settings)
     for job in jobs:
         if words := engine.unknown_words(job.prompt):

@@ -109,6 +109,19 @@ def test_prompts_of_a_batch_are_reported_one_by_one(call, batch):
     assert [len(trace.chunks) for trace in traces] == [3, 3, 3]
 
 
+def test_as_many_prompts_as_fit_but_no_more_than_there_are(call):
+    Path("prompts.txt").write_text("one\ntwo\n", encoding="utf-8")
+    built = []
+
+    def build(settings):
+        built.append(settings.run.prompts)
+        return FakeEngine(settings)
+
+    files = "--prompts-file", "prompts.txt", "-o", "v.mp4"
+    assert call(*files, "--seconds", 1, "--batch", 0, build=build)[0] == 0
+    assert built == [2]
+
+
 def test_stopped_in_a_batch_every_video_keeps_what_it_has(call):
     Path("prompts.txt").write_text("one\ntwo\n", encoding="utf-8")
 
