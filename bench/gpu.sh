@@ -153,13 +153,7 @@ if asked sprites; then
   line sprites 15 60 "${small[@]}" "${one[@]}" --against released
   line sprites-wide 10 40 "${small[@]}" "${one[@]}" --expansions 4 --against none
 fi
-if asked vae; then
-  if [ -f bench/vae.py ]; then
-    step "vae" 15 90 "$PYTHON" -m runtime.bench.vae --skip-tests "${rows[@]}" --json "$ROWS/vae.json"
-  else
-    absent vae "there is no bench/vae.py"
-  fi
-fi
+asked vae && step "vae" 15 90 "$PYTHON" -m runtime.bench.vae --skip-tests "${rows[@]}" --json "$ROWS/vae.json"
 if asked tune && [ -n "$TUNE" ]; then
   for op in $KERNELS; do
     step "tune: $op" 30 120 "$PYTHON" -m runtime.bench.tune "$op" --out "$ROWS/tuned-$op.json"

@@ -18,6 +18,8 @@ BETWEEN = (
 )
 ORDER = (*STAGES, WRITE, BETWEEN)
 
+SHOWN = 2000  # times of single chunks in a result, for a picture of how they spread
+
 
 @dataclass
 class Timing:
@@ -52,7 +54,7 @@ class Timing:
             "first_shown_ms": dist(
                 [v.first_shown_ms for v in self.videos if v.first_shown_ms is not None]
             ),
-            "inter_chunk_ms": dist(later),
+            "inter_chunk_ms": {**dist(later), "values": [round(ms, 2) for ms in later[:SHOWN]]},
             "settle_delay_chunks": dist([d for video in self.videos for d in video.settle_delays]),
             "video_seconds": dist([video.seconds for video in self.videos]),
         }
