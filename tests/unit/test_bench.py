@@ -149,7 +149,7 @@ def test_the_file_has_every_number_of_the_contract(outcome):
     spread = {"median", "p50", "p95", "p99", "min", "max", "count"}
     for name in ("first_chunk_ms", "inter_chunk_ms", "settle_delay_chunks", "video_seconds"):
         assert set(result["latency"][name]) == set(result["latency_baseline"]["released"][name])
-        assert set(result["latency"][name]) == spread
+        assert set(result["latency"][name]) - {"values"} == spread
     denoise = result["stages"]["denoise"]
     assert denoise["flops"] > 1e9 and denoise["roofline_share"] > 0 and denoise["p99_ms"] > 0
     assert denoise["tflop_per_s"] < result["ceilings"]["matmul_tflop_per_s"] * 1.5
