@@ -40,7 +40,11 @@ FLAGS = {  # option -> the setting it changes, what its value is called, what it
     "schedule": ("run.schedule", "NAME", "survivors, or released for its order of work"),
     "attention": ("run.attention", "NAME", "auto, sdpa, triton, varlen, fa2, fa3, fa4, reference"),
     "device": ("run.device", "NAME", "cpu, cuda or cuda:N (default: cpu)"),
-    "batch": ("run.prompts", "N", "prompts that share every batch; 0: all that memory holds (default: 1)"),
+    "batch": (
+        "run.prompts",
+        "N",
+        "prompts that share every batch; 0: all that memory holds (default: 1)",
+    ),
     "rope": ("memory.rope", "NAME", "absolute, or relative for videos beyond a minute"),
 }
 SWITCHES = {  # option that turns its setting off

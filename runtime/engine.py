@@ -57,6 +57,10 @@ class Engine:
 
     def __init__(self, settings: Settings | None = None, parts: Parts | None = None) -> None:
         self.settings = settings = settings or Settings()
+        # Before anything is loaded: the memory plan counts weights, too.
+        self.batch_prompts = settings.run.prompts or most_prompts(
+            settings, loaded=parts is not None
+        )
         self.parts = parts = parts or Parts.load(settings)
         generator = parts.generator
         wasteful = settings.run.schedule == "released"
@@ -64,7 +68,6 @@ class Engine:
         self.fps = generator.fps
         self.chunks = chunks_for(settings.seconds, generator.fps, generator.time_stride)
         self.policy = build_policy_of(settings)
-        self.batch_prompts = run.prompts or most_prompts(settings)
         shape, dtype, device = generator.block_shape, generator.dtype, generator.device
         self.pool = KVPool(self._blocks(), shape, dtype, device, run.ops)
         memory = settings.memory if self.policy.sinks else replace(settings.memory, sinking=False)

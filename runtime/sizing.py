@@ -132,8 +132,15 @@ def prompts_that_fit(settings: Settings, free_bytes: int) -> int:
     return few
 
 
-def most_prompts(settings: Settings) -> int:
-    """The prompts that ride one batch when as many as fit are asked for. RuntimeError where not even one fits."""
+def most_prompts(settings: Settings, *, loaded: bool = False) -> int:
+    """The prompts that ride one batch when as many as fit are asked for, before weights are loaded.
+
+    ValueError when they are, RuntimeError where not even one fits.
+    """
+    if loaded:
+        raise ValueError(
+            "run.prompts=0: what fits is counted before weights are loaded; give a number with parts of your own"
+        )
     free = free_memory(settings.run)
     if free is None:
         raise RuntimeError(

@@ -127,3 +127,19 @@ def test_the_denoiser_takes_a_prompt_per_row():
     )
     list(engine.stream_many(PROMPTS[:2]))
     assert seen == [2, 2]
+
+
+def test_as_many_prompts_as_fit_are_counted_before_anything_is_loaded(monkeypatch):
+    from runtime import sizing
+    from runtime.settings import Settings
+
+    with pytest.raises(ValueError, match="run.prompts=0: what fits is counted before weights are"):
+        engine_of(0)
+    asked = Settings().with_changes({"run.prompts": 0, "seconds": 1.0})
+    one = sizing.plan_memory(asked.with_changes({"run.prompts": 1}), 1 << 40)
+    monkeypatch.setattr(sizing, "free_memory", lambda run: int(1.5 * one.total / run.memory_share))
+    engine = Engine(asked)
+    assert engine.batch_prompts > 1 and engine.pool.blocks == 17 * engine.batch_prompts
+    monkeypatch.setattr(sizing, "free_memory", lambda run: one.total // 2)
+    with pytest.raises(RuntimeError, match="not even one prompt fits into"):
+        Engine(asked)
