@@ -296,17 +296,8 @@ class Engine:
             if turn.video.watch is not None:
                 times = spent if turn is turns[-1] else {}
                 seen, number = frames[span], turn.video.number
-                record = ChunkRecord(
-                    index,
-                    self.chunks,
-                    turn.candidates,
-                    turn.kept,
-                    turn.survivors,
-                    seen,
-                    times,
-                    number,
-                )
-                turn.video.watch(record)
+                who = turn.candidates, turn.kept, turn.survivors
+                turn.video.watch(ChunkRecord(index, self.chunks, *who, seen, times, number))
 
     def _within_horizon(
         self, grown: tuple[Trajectory, ...], lease: Lease

@@ -137,7 +137,7 @@ def test_as_many_prompts_as_fit_are_counted_before_anything_is_loaded(monkeypatc
         engine_of(0)
     asked = Settings().with_changes({"run.prompts": 0, "seconds": 1.0})
     one = sizing.plan_memory(asked.with_changes({"run.prompts": 1}), 1 << 40)
-    monkeypatch.setattr(sizing, "free_memory", lambda run: int(1.5 * one.total / run.memory_share))
+    monkeypatch.setattr(sizing, "free_memory", lambda run: int(4 * one.total / run.memory_share))
     engine = Engine(asked)
     assert engine.batch_prompts > 1 and engine.pool.blocks == 17 * engine.batch_prompts
     monkeypatch.setattr(sizing, "free_memory", lambda run: one.total // 2)
