@@ -26,12 +26,14 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.kernels.build import pointer
-from runtime.kernels.triton_lang import triton
+from runtime.kernels.triton_lang import tl, triton
 
 if triton is not None:
     from triton.runtime.interpreter import InterpretedFunction
 
 ROOT = Path(__file__).parents[1]
+_READ = torch.ops.aten._local_scalar_dense.default
+READS = {"item": int, "__int__": int, "__float__": float, "__bool__": bool}
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
@@ -44,6 +46,8 @@ class PretendedGPU(contextlib.ExitStack):
         self.pageable: list[str] = []  # places where the device got numbers from pageable memory
         self.captured: list[str] = []  # places where a capture would have met either, or a stream of the host
         self.launches: list[Launch] = []  # of Triton kernels
+        self.pinned: dict[int, Tensor] = {}  # by their storage
+        self.told = torch.Generator().manual_seed(0)  # of the numbers that are made up
         self.capturing = False
         self.captures = 0
 
@@ -62,7 +66,7 @@ class PretendedGPU(contextlib.ExitStack):
             return
         if device.type == "cpu":
             self.waits.append(caller())
-        elif not (non_blocking and getattr(source, "pretended_pinned", False)):
+        elif not (non_blocking and _storage(source) in self.pinned):
             self.pageable.append(caller())
         if self.capturing:
             self.captured.append(caller())
@@ -76,12 +80,14 @@ class PretendedGPU(contextlib.ExitStack):
                 (torch.Tensor, "to", _to),
                 (FakeTensor, "data", property(_DATA.__get__, _set_data)),
                 (torch.Tensor, "contiguous", _contiguous),
+                (FakeTensor, "__invert__", torch.Tensor.bitwise_not),
+                *((FakeTensor, name, lambda t, kind=kind: kind(_READ(t))) for name, kind in READS.items()),
                 (FakeTensor, "copy_", _copy_in),
                 (FakeTensor, "__getitem__", _get_item),
                 (FakeTensor, "__setitem__", _set_item),
-                (torch.Tensor, "pin_memory", _pinned),
+                (torch.Tensor, "pin_memory", lambda tensor: self._pin(tensor)),
                 (torch.Tensor, "data_ptr", _address),
-                (FakeTensor, "tolist", _made_up),
+                (FakeTensor, "tolist", lambda tensor: self._made_up(tensor)),
                 *self._launchers(),
                 (torch.cuda, "get_device_capability", lambda device=None: (9, 0)),
                 (torch.cuda, "Stream", _Stream),
@@ -98,6 +104,17 @@ class PretendedGPU(contextlib.ExitStack):
             ):
                 stack.enter_context(replaced(owner, name, value))
             yield
+
+    def _pin(self, tensor: Tensor) -> Tensor:
+        copy = tensor.detach().clone()
+        self.pinned[_storage(copy)] = copy
+        return copy
+
+    def _made_up(self, tensor: Tensor) -> Any:
+        """Numbers for a copy on the host: from one time to the next they rise and fall."""
+        assert tensor.device.type == "cpu", f"the host wants numbers that are on {tensor.device}"
+        with unset_fake_temporarily():
+            return torch.rand(tensor.shape, generator=self.told).tolist()
 
     def _launchers(self) -> Iterator[tuple[Any, str, Any]]:
         """Triton's two kinds of kernels, compiled and interpreted, with a launch that only notes what it was given."""
@@ -148,11 +165,11 @@ class Launch:
         found = []
         for name, value in self.values.items():
             if name in build.constants:
-                same = build.constants[name] == value
                 wanted: Any = build.constants[name]
+                same = wanted == value
             else:
                 wanted = build.signature.get(name, "nothing")
-                same = wanted == _type(value)
+                same = wanted in (_type(value), self._annotated(name))
                 if same and name in build.aligned and not _divisible(value):
                     same, wanted = False, "a multiple of 16"
             if not same:
@@ -163,10 +180,17 @@ class Launch:
                 found.append(f"{name}: launched with {value}, built for {wanted[name]}")
         return found
 
+    def _annotated(self, name: str) -> str:
+        """The type that the kernel itself gives an argument; "" if it leaves that to the launch."""
+        said = inspect.signature(self.kernel.fn).parameters[name].annotation
+        return "i64" if said in (tl.int64, "tl.int64") else ""
+
 
 def _type(value: Any) -> str:
     if isinstance(value, Tensor):
         return pointer(value.dtype)
+    if value is None or isinstance(value, (bool, str)):
+        return "constant"
     if isinstance(value, float):
         return "fp32"
     return "i32" if -(2**31) <= value < 2**31 else "i64"
@@ -191,6 +215,9 @@ class _Split(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         device = kwargs.get("device")
+        if func is _READ and isinstance(args[0], FakeTensor):
+            self.gpu.waits.append(caller())
+            return 1  # true, and as good as any other number
         if func in COPIES:
             self._note(func, args, kwargs)
         pretended = device is not None and torch.device(device).type == "cuda"
@@ -325,24 +352,13 @@ def _apply(module: torch.nn.Module, function: Any, recurse: bool = True) -> torc
     return module
 
 
-def _pinned(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().clone()
-    copy.pretended_pinned = True  # type: ignore[attr-defined]
-    return copy
-
-
 def _address(tensor: Tensor) -> int:
     """Different for different places, a multiple of 16 for the first element, as of a GPU's memory."""
     return tensor.untyped_storage()._cdata // 16 * 16 + tensor.storage_offset() * tensor.itemsize
 
 
-def _made_up(tensor: Tensor) -> Any:
-    """Numbers for a copy on the host: all different, and not in the same order in every column."""
-    assert tensor.device.type == "cpu", f"the host wants numbers that are on {tensor.device}"
-    with unset_fake_temporarily():
-        columns = tensor.shape[-1] if tensor.ndim > 1 else 1
-        made = torch.linspace(-1, 1, tensor.numel()).view(tensor.shape)
-        return (made.flip(0) if columns == 1 else made).tolist()
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def caller() -> str:
