@@ -123,9 +123,7 @@ def builds() -> Iterator[Build]:
                 yield _build(dtype, storage, config, first=True)
 
 
-def _build(
-    dtype: torch.dtype, storage: str, config: tuning.Config, first: bool = False
-) -> Build:
+def _build(dtype: torch.dtype, storage: str, config: tuning.Config, first: bool = False) -> Build:
     """``first``: a sink that was never merged before has no shadow to read."""
     pointers = dict.fromkeys(("out", "sink", "evicted"), pointer(dtype)) | {"turn": "*fp32"}
     shadows = ("shadow_in", "shadow_out")

@@ -11,11 +11,9 @@ that do not fit, a number that the host wants to know. Numbers may be read from 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runtime.kernels.build import pointer
-from runtime.kernels.triton_lang import tl, triton
+from runtime.kernels import fp8_quantize
+from runtime.kernels.triton_lang import triton
+from tests.recorded_launch import Launch
 
 if triton is not None:
     from triton.runtime.interpreter import InterpretedFunction
@@ -40,12 +39,16 @@ COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 class PretendedGPU(contextlib.ExitStack):
     """The whole pretence, and a log of what would have cost time or been impossible."""
 
+    capability = (9, 0)  # of an H100
+
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []  # places where numbers of the device went to the host
         self.pageable: list[str] = []  # places where the device got numbers from pageable memory
-        self.captured: list[str] = []  # places where a capture would have met either, or a stream of the host
-        self.launches: list[Launch] = []  # of Triton kernels
+        self.captured: list[
+            str
+        ] = []  # places where a capture would have met either, or a stream of the host
+        self.launches: dict[Launch, int] = {}  # of Triton kernels, how often each
         self.pinned: dict[int, Tensor] = {}  # by their storage
         self.told = torch.Generator().manual_seed(0)  # of the numbers that are made up
         self.capturing = False
@@ -81,7 +84,10 @@ class PretendedGPU(contextlib.ExitStack):
                 (FakeTensor, "data", property(_DATA.__get__, _set_data)),
                 (torch.Tensor, "contiguous", _contiguous),
                 (FakeTensor, "__invert__", torch.Tensor.bitwise_not),
-                *((FakeTensor, name, lambda t, kind=kind: kind(_READ(t))) for name, kind in READS.items()),
+                *(
+                    (FakeTensor, name, lambda t, kind=kind: kind(_READ(t)))
+                    for name, kind in READS.items()
+                ),
                 (FakeTensor, "copy_", _copy_in),
                 (FakeTensor, "__getitem__", _get_item),
                 (FakeTensor, "__setitem__", _set_item),
@@ -89,7 +95,7 @@ class PretendedGPU(contextlib.ExitStack):
                 (torch.Tensor, "data_ptr", _address),
                 (FakeTensor, "tolist", lambda tensor: self._made_up(tensor)),
                 *self._launchers(),
-                (torch.cuda, "get_device_capability", lambda device=None: (9, 0)),
+                (torch.cuda, "get_device_capability", lambda device=None: self.capability),
                 (torch.cuda, "Stream", _Stream),
                 (torch.cuda, "Event", _Event),
                 (torch.cuda, "stream", contextlib.nullcontext),
@@ -122,11 +128,16 @@ class PretendedGPU(contextlib.ExitStack):
             return
 
         def launcher(kernel: Any, grid: Any) -> Any:
-            return lambda *args, **kwargs: self.launches.append(Launch.of(kernel, args, kwargs))
+            def note(*args: Any, **kwargs: Any) -> None:
+                launch = Launch.of(kernel, args, kwargs)
+                self.launches[launch] = self.launches.get(launch, 0) + 1
+
+            return note
 
         for kind in (triton.runtime.jit.JITFunction, InterpretedFunction):
             yield kind, "__getitem__", launcher
         yield triton, "set_allocator", lambda allocator: None
+        yield fp8_quantize, "INTERPRETED", False
 
     @contextlib.contextmanager
     def _capture(self, graph: Any, **_: Any) -> Iterator[None]:
@@ -135,74 +146,6 @@ class PretendedGPU(contextlib.ExitStack):
             yield
         finally:
             self.capturing = False
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What a Triton kernel was launched with."""
-
-    kernel: Any
-    values: dict[str, Any]  # by the names of its signature
-    options: dict[str, int]  # num_warps, num_stages
-
-    @staticmethod
-    def of(kernel: Any, args: Any, kwargs: Any) -> Launch:
-        signature = inspect.signature(kernel.fn)
-        own = {name: value for name, value in kwargs.items() if name in signature.parameters}
-        bound = signature.bind(*args, **own)
-        bound.apply_defaults()
-        rest = {name: value for name, value in kwargs.items() if name not in own}
-        return Launch(kernel, dict(bound.arguments), rest)
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What the compiler makes a program of its own for: types, constants, options and what 16 divides."""
-        fields = (f"{name}: {_kind(value)}" for name, value in self.values.items())
-        return self.kernel.fn.__name__, *fields, *sorted(self.options.items())
-
-    def differs(self, build: Any) -> list[str]:
-        """How a launch needs another program than ``build`` describes; empty if it does not."""
-        found = []
-        for name, value in self.values.items():
-            if name in build.constants:
-                wanted: Any = build.constants[name]
-                same = wanted == value
-            else:
-                wanted = build.signature.get(name, "nothing")
-                same = wanted in (_type(value), self._annotated(name))
-                if same and name in build.aligned and not _divisible(value):
-                    same, wanted = False, "a multiple of 16"
-            if not same:
-                found.append(f"{name}: launched with {_kind(value)}, built for {wanted}")
-        wanted = {"num_warps": build.num_warps, "num_stages": build.num_stages}
-        for name, value in self.options.items():
-            if wanted.get(name, value) != value:
-                found.append(f"{name}: launched with {value}, built for {wanted[name]}")
-        return found
-
-    def _annotated(self, name: str) -> str:
-        """The type that the kernel itself gives an argument; "" if it leaves that to the launch."""
-        said = inspect.signature(self.kernel.fn).parameters[name].annotation
-        return "i64" if said in (tl.int64, "tl.int64") else ""
-
-
-def _type(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return pointer(value.dtype)
-    if value is None or isinstance(value, (bool, str)):
-        return "constant"
-    if isinstance(value, float):
-        return "fp32"
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
-
-
-def _divisible(value: Any) -> bool:
-    number = value.data_ptr() if isinstance(value, Tensor) else value
-    return number % 16 == 0
-
-
-def _kind(value: Any) -> str:
-    return f"{_type(value)} {value if not isinstance(value, Tensor) else ''}".strip()
 
 
 class _Split(TorchDispatchMode):
@@ -221,7 +164,9 @@ class _Split(TorchDispatchMode):
         if func in COPIES:
             self._note(func, args, kwargs)
         pretended = device is not None and torch.device(device).type == "cuda"
-        if pretended or any(isinstance(x, FakeTensor) for x in pytree.arg_tree_leaves(*args, **kwargs)):
+        if pretended or any(
+            isinstance(x, FakeTensor) for x in pytree.arg_tree_leaves(*args, **kwargs)
+        ):
             return func(*args, **kwargs)
         with unset_fake_temporarily():
             return func(*args, **kwargs)
