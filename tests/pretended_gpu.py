@@ -235,7 +235,9 @@ def _contiguous(
 def _get_item(tensor: Tensor, index: Any) -> Tensor:
     """``tensor[index]`` out of operators; torch's own asks for a driver first. Lists would make the host wait."""
     index = index if isinstance(index, tuple) else (index,)
-    assert not any(isinstance(part, list) for part in index), "a list as index waits for the GPU"
+    for part in index:
+        on_host = isinstance(part, Tensor) and part.device != tensor.device
+        assert not on_host and not isinstance(part, list), "an index of the host waits for the GPU"
     named = sum(part is not None and part is not ... for part in index)
     left_out = tensor.ndim - named  # axes that "..." stands for
     at, tensors = 0, {}

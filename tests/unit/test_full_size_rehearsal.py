@@ -106,9 +106,9 @@ def check_launches(gpu):
 CASES = {
     "as the preset says": ("wan-1.3b", {}),
     "realtime": ("realtime", {}),
-    "realtime, one scale": ("realtime", {"run.linears": "fp8-tensor"}),
 }
 MORE = {
+    "realtime, one scale": ("realtime", {"run.linears": "fp8-tensor"}),
     "torch alone": ("wan-1.3b", TORCH),
     "realtime, torch alone": ("realtime", TORCH),
     "relative positions": ("wan-1.3b", {"memory.rope": "relative"}),
@@ -156,6 +156,7 @@ def test_a_guess_reads_the_video_reward_before_the_decision(rehearse):
     assert 0 < run.engine.speculation.right < run.engine.speculation.tried
 
 
+@pytest.mark.slow
 def test_two_prompts_share_every_batch_and_one_decision(rehearse):
     run = rehearse("wan-1.3b", {"run.prompts": 2}, ("a boat on a lake", "a hill"))
     check_videos(run, 2)
