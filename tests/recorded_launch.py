@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from runtime.kernels.build import Build, pointer
@@ -22,7 +23,8 @@ class Given(NamedTuple):
     def of(value: Any, parameter: inspect.Parameter) -> Given:
         said = str(parameter.annotation)
         if isinstance(value, Tensor):
-            return Given(pointer(value.dtype), None, value.data_ptr() % 16 == 0)
+            kind = "*fp64" if value.dtype == torch.float64 else pointer(value.dtype)
+            return Given(kind, None, value.data_ptr() % 16 == 0)
         if value is None or "constexpr" in said:
             return Given("constant", value, False)
         if isinstance(value, float):

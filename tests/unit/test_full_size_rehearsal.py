@@ -19,7 +19,10 @@ from tests.shallow import make_shallow
 
 SECONDS = 4.0  # 6 chunks: the window is full after 4
 RANDOM = {"run.weights": "random", "reward.weights": "random"}
-pytestmark = pytest.mark.skipif(not triton_lang.AVAILABLE, reason="needs Triton's launchers")
+pytestmark = [
+    pytest.mark.skipif(not triton_lang.AVAILABLE, reason="needs Triton's launchers"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU: rehearse there"),
+]
 TORCH = {"run.ops": "torch", "run.attention": "sdpa", "run.graphs": "off"}
 DECISION = "runtime/score.py:decide"
 EARLY = "runtime/score.py:on_host"
@@ -172,6 +175,8 @@ def test_the_published_depth_fits_together(unpoisoned, name):
     check_waits(run)
     check_launches(run.gpu)
     assert run.gpu.captures >= 2
+    linears = {"wan-1.3b": "dense", "realtime": "fp8-row (scaled_mm)"}
+    assert run.engine.implementations["linears"] == linears[name]
 
 
 @pytest.mark.slow
