@@ -45,9 +45,7 @@ class PretendedGPU(contextlib.ExitStack):
         super().__init__()
         self.waits: list[str] = []  # places where numbers of the device went to the host
         self.pageable: list[str] = []  # places where the device got numbers from pageable memory
-        self.captured: list[
-            str
-        ] = []  # places where a capture would have met either, or a stream of the host
+        self.captured: list[str] = []  # places where a capture would have met either
         self.launches: dict[Launch, int] = {}  # of Triton kernels, how often each
         self.pinned: dict[int, Tensor] = {}  # by their storage
         self.told = torch.Generator().manual_seed(0)  # of the numbers that are made up
