@@ -119,22 +119,30 @@ def builds() -> Iterator[Build]:
     for config in tuning.shipped("ema_merge"):
         for dtype, storage in forms:
             yield _build(dtype, storage, config)
+            if storage == "fp32_shadow":
+                yield _build(dtype, storage, config, first=True)
 
 
-def _build(dtype: torch.dtype, storage: str, config: tuning.Config) -> Build:
+def _build(dtype: torch.dtype, storage: str, config: tuning.Config, first: bool = False) -> Build:
+    """``first``: a sink that was never merged before has no shadow to read."""
     pointers = dict.fromkeys(("out", "sink", "evicted"), pointer(dtype)) | {"turn": "*fp32"}
     shadows = ("shadow_in", "shadow_out")
     strides = [f"{name}_stride" for name in ("out", "sink", "evicted", *shadows)]
-    signature = pointers | dict.fromkeys(strides, "i64")
+    # Up to 2^31 elements between the planes of a pool: some 290 blocks at full size.
+    signature = pointers | dict.fromkeys(strides, "i32")
     constants: dict[str, object] = {"STORAGE": storage, "STREAM": STREAM, "BLOCK": config["BLOCK"]}
     if storage == "fp32_shadow":
         signature |= dict.fromkeys(shadows, "*fp32")
     else:
         constants |= dict.fromkeys(shadows)
+    if first:
+        del signature["shadow_in"]
+        constants["shadow_in"] = None
     for name in ("elements", "key_planes", "head_pairs", "turned", *_SEEDS):
         signature[name] = "i32"
     signature |= {"alpha": "fp32", "rest": "fp32"}
-    label = f"ema_merge {dtype} {storage} BLOCK={config['BLOCK']}".replace("torch.", "")
+    when = " first" if first else ""
+    label = f"ema_merge {dtype} {storage}{when} BLOCK={config['BLOCK']}".replace("torch.", "")
     aligned = frozenset({*pointers, *strides, *(set(shadows) & set(signature)), "elements"})
     return Build(
         label,

@@ -315,16 +315,20 @@ def builds() -> Iterator[Build]:
             if dtype != torch.bfloat16 and label != "q k v":
                 continue
             for config in tuning.shipped("qk_norm_rope_store"):
+                constants = {**sizes, **flags, **form}
+                # What is not there has q in its place, and q's type.
+                blocks = torch.int32 if constants["BLOCKS"] else dtype
+                angles = torch.int64 if constants["ROTATE"] else dtype
                 yield Build(
                     f"qk_norm_rope_store {dtype} {label} {config}",
                     _qk_norm_rope_store_kernel,
                     {
                         **dict.fromkeys(tensors, pointer(dtype)),
-                        "blocks": pointer(torch.int32),
-                        **dict.fromkeys(("rates", "frames"), pointer(torch.int64)),
+                        "blocks": pointer(blocks),
+                        **dict.fromkeys(("rates", "frames"), pointer(angles)),
                         **dict.fromkeys([*steps, "frames_b", "patches", "columns"], "i32"),
                     },
-                    {**sizes, **flags, **form},
+                    constants,
                     config["num_warps"],
                     config["num_stages"],
                     frozenset([*tensors, *steps, "blocks", "rates", "frames"]),

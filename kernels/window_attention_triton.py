@@ -229,7 +229,7 @@ def _build(
     signature = {
         **tiles,
         **indices,
-        "lse": pointer(torch.float32),
+        "lse": pointer(torch.int32),  # nobody asks for it: ``counts`` stands in its place
         "S": "i32",
         "scale": "fp32",
         "C": "i32",
@@ -241,9 +241,10 @@ def _build(
     else:
         kernel, constants["TURN"] = pointer_kernel, form == "turned"
         constants.pop("SPECIALISE", None)
+        turn = pointer(torch.float32 if constants["TURN"] else torch.int32)
         signature |= {
-            "cos": pointer(torch.float32),
-            "sin": pointer(torch.float32),
+            "cos": turn,
+            "sin": turn,
             "block_step": "i32",
         }
     aligned = frozenset(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runtime.kernels.philox import upload
 from runtime.kernels.reward_patches import PATCH, PatchFormat, fit_size, reward_patches
 from runtime.rewards.qwen2vl import Qwen2VL, Qwen2VLConfig, Words
 from runtime.rewards.qwen2vl_words import Filler, Rubric, Script
@@ -143,7 +144,8 @@ class Judge:
     def _words(self, prompt: str) -> Words:
         ids = self.script.ids(prompt)
         device = self.net.device
-        return Words(*(torch.tensor(part, device=device) for part in (ids.before, ids.after, ids.at)))  # fmt: skip
+        parts = ids.before, ids.after, ids.at
+        return Words(*(upload(part, torch.int64, device) for part in parts))
 
 
 def check_clip(clip: Clip) -> Tensor:

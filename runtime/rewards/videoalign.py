@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runtime.kernels.philox import upload
 from runtime.rewards.qwen2vl import QWEN2VL_2B
 from runtime.rewards.qwen2vl_judge import Judge, Kind, PixelBounds, Questions, check_clip, spoil_
 from runtime.types import Clip
@@ -63,7 +64,7 @@ def sampled_frames(frames: int, fps: int) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=256)
 def frame_index(frames: int, fps: int, device: torch.device) -> Tensor:
     """``sampled_frames`` on the device, where it stays."""
-    return torch.tensor(sampled_frames(frames, fps), device=device)
+    return upload(sampled_frames(frames, fps), torch.int64, device)
 
 
 class VideoAlign:
