@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import runtime
+from runtime.generators import GENERATORS
 from runtime.settings import Settings
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -39,11 +40,17 @@ def environment(settings: Settings, implementations: dict[str, str]) -> dict[str
         "device": run.device,
         "dtype": run.dtype,
         "linears": run.linears,
-        "weights": run.weights or "packaged",
+        "weights": weights_of(run.generator, run.weights),
         "output": output_kind(),
         "implementations": implementations,
         "seed": settings.search.seed,
     }
+
+
+def weights_of(generator: str, asked: str) -> str:
+    """What the generator's weights are: "packaged", "random" or the folder that was given."""
+    own = GENERATORS[generator].weights if generator in GENERATORS else "package"
+    return asked or ("packaged" if own == "package" else own)
 
 
 def load() -> float | None:

@@ -54,7 +54,7 @@ class SearchSettings:
     drafts: int = (
         4  # policy "halving": candidates begun per history; ``expansions`` of them are finished
     )
-    draft_passes: int = 1  # policy "halving": passes before the choice
+    draft_passes: int = 2  # policy "halving": passes before the choice
 
     def __post_init__(self) -> None:
         _one_of("search.policy", self.policy, POLICIES)

@@ -14,6 +14,7 @@ from tests.tiny import ByRow, tiny_engine, tiny_vae
 CHANGES = {
     "search.policy": "halving",
     "search.drafts": 4,
+    "search.draft_passes": 1,
     "memory.quality_threshold": -0.3,
     "memory.transition_threshold": 0.0,
 }

@@ -40,7 +40,7 @@ def decisions(records: list) -> list:
         {},
         {"search.policy": "single"},
         {"search.policy": "best-of-n"},
-        {"search.policy": "halving"},
+        {"search.policy": "halving", "search.draft_passes": 1},
         {"run.batch_rows": 3},
         {"fidelity": "released"},
         {"run.graphs": "rehearsal", "run.attention": "reference"},

@@ -52,7 +52,7 @@ def plain(decisions: list) -> list:
         {"fidelity": "released"},
         {"memory.rope": "relative"},
         {"search.histories": 3},
-        {"search.policy": "halving"},
+        {"search.policy": "halving", "search.draft_passes": 1},
         {"search.horizon_chunks": 2},
         {"memory.ema_storage": "fp32_shadow"},
         {"run.batch_rows": 1},
