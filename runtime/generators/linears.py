@@ -13,6 +13,7 @@ Source: W8A8 with dynamic activation scales, as in public 8-bit inference; ``tor
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from runtime.generators.wan import WanDiT
 from runtime.generators.wan_layers import Block
 from runtime.kernels.fp8_quantize import fp8_quantize, fp8_quantize_reference
+
+log = logging.getLogger(__name__)
 
 BY_ROWS = {"fp8-row": True, "fp8-tensor": False}
 PROBE = 32  # a multiple of the 16 that the scaled product wants of every size
@@ -71,6 +74,8 @@ def scaled_product_runs(device: torch.device, dtype: torch.dtype, by_rows: bool)
         probe = Fp8Linear(ones, ones[0], by_rows, True)
         try:
             got = probe(ones)
+        except torch.OutOfMemoryError:
+            raise  # says nothing about the product
         except (AttributeError, NotImplementedError, RuntimeError, ValueError):
             return False
         return bool((got == PROBE + 1).all())
@@ -91,6 +96,14 @@ def quantise_(dit: WanDiT, how: str) -> None:
         raise ValueError(f"run.linears: these weights are {dit.linears} already")
     place = dit.patch_embedding.weight
     scaled = scaled_product_runs(place.device, place.dtype, BY_ROWS[how])
+    if not scaled:
+        log.warning(
+            "run.linears=%r: torch has no scaled product of this kind on %s in %s, so the slow reference runs; "
+            "it has the same rounding and saves no time",
+            how,
+            place.device,
+            place.dtype,
+        )
     for block in dit.blocks:
         _quantise_block_(block, BY_ROWS[how], scaled)
     dit.linears = f"{how} ({'scaled_mm' if scaled else 'reference'})"

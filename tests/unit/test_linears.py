@@ -142,6 +142,27 @@ def test_a_row_s_result_does_not_depend_on_its_neighbours_by_rows():
     assert same == {"fp8-row": True, "fp8-tensor": False}
 
 
+def test_where_torch_has_no_scaled_product_the_slow_one_is_announced(monkeypatch, caplog):
+    def missing(*args, **kwargs):
+        raise RuntimeError("not on this device")
+
+    dit_of("fp8-row", torch.bfloat16)
+    heard = len(caplog.records)
+    monkeypatch.setattr(torch, "_scaled_mm", missing)
+    dit = dit_of("fp8-row")
+    assert dit.linears == "fp8-row (reference)" and flow(dit).isfinite().all()
+    assert len(caplog.records) == heard + 1 and "slow reference runs" in caplog.records[-1].message
+
+
+def test_a_lack_of_memory_is_not_taken_for_a_missing_product(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch, "_scaled_mm", full)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        scaled_product_runs(torch.device("cpu"), torch.bfloat16, True)
+
+
 def test_what_cannot_be_asked_for_is_refused():
     with pytest.raises(
         ValueError, match=r"run.linears: want dense, fp8-row, fp8-tensor, got 'fp4'"
