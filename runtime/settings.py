@@ -25,6 +25,7 @@ ATTENTIONS = ("auto", "sdpa", "triton", "varlen", "fa2", "fa3", "fa4", "referenc
 GRAPHS = ("auto", "off", "cuda", "rehearsal")
 LINEARS = ("dense", "fp8-row", "fp8-tensor")
 SCORING_DECODERS = ("full", "tiny")
+BACKENDS = ("auto", "torch", "compiled", "captured", "onnxruntime", "tensorrt", "tensorrt-rtx")
 EMA_STORAGES = ("auto", "fp32_shadow", "stochastic", "released")  # see kernels/ema_merge.py
 
 
@@ -160,8 +161,12 @@ class RewardSettings:
     )
     decoder: str = "full"  # of the frames that rewards see; "tiny": fast and approximate
     weights: str = ""  # "": those of the package; "random": none, for timing; else a folder
+    backend: str = "auto"  # what runs the networks; all but the torch ones read exported graphs
+    graphs: str = ""  # the folder that ``python -m runtime.export`` wrote
+    statistics: str = ""  # of each model in an ensemble: a JSON file of means and deviations
 
     def __post_init__(self) -> None:
+        _one_of("reward.backend", self.backend, BACKENDS)
         _at_least("reward.window_chunks", self.window_chunks, 1)
         _at_least("reward.stride", self.stride, 1)
         _one_of("reward.decoder", self.decoder, SCORING_DECODERS)
@@ -187,6 +192,7 @@ class RunSettings:
         "dense"  # the DiT's products; fp8: 8-bit weights and activations, scaled per row or tensor
     )
     weights: str = ""  # "": those of the package; "random": none, for timing; else a folder
+    verify: bool = True  # hash weight files against their folder's manifest before they are read
     prompts: int = 1  # that ride one batch; 0: as many as the free memory holds
     memory_share: float = 0.9  # of the device's free memory that may be planned for
     decoder_rows: int = 0  # candidates decoded at once; 0: as many as share a forward

@@ -5,7 +5,7 @@ Legend: B rows, F latent frames of a chunk, C latent channels, h x w latent size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -194,6 +194,17 @@ class Clip:
     prompt: str
     fps: int
     chunk: int  # index of the newest chunk; most models ignore it
+    # Rows of one family have the same first ``common`` frames; (): nothing is known of the rows.
+    families: tuple[int, ...] = ()
+    common: int = 0
+
+
+class Compiled(Protocol):
+    """One exported graph behind a plain call, whatever runs it."""
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named inputs -> named outputs, which are good until the next call."""
+        ...
 
 
 class RewardModel(Protocol):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,16 @@ class Words:
     at: Tensor  # [R] positions in ``after``
 
 
+class Network(Protocol):
+    """The three pieces of the network: as one module, or as exported graphs."""
+
+    def look(self, patches: Tensor, grid: tuple[int, int]) -> Tensor: ...
+
+    def embed(self, ids: Tensor) -> Tensor: ...
+
+    def read(self, x: Tensor, at: Tensor) -> Tensor: ...
+
+
 class Qwen2VL(nn.Module):
     """The whole network. ``visual``, ``model`` and ``rm_head`` are the names in published checkpoints."""
 
@@ -119,13 +129,28 @@ class Qwen2VL(nn.Module):
 
     def forward(self, patches: Tensor, grid: tuple[int, int], words: Words) -> Tensor:
         """patches [N, G, P, 1176], ``grid`` rows and columns of patches -> [N, R, O] in the head's dtype."""
-        N = len(patches)
-        tokens = self.visual(patches.flatten(0, 1), grid)  # [N * G, P / 4, E]
-        visual = tokens.reshape(N, -1, tokens.shape[-1])  # [N, V, E]
-        before, after = (
-            self.model.embed_tokens(ids).expand(N, -1, -1) for ids in (words.before, words.after)
-        )
-        at = words.at + (before.shape[1] + visual.shape[1])
-        hidden = self.model(torch.cat((before, visual, after), 1), at)  # [N, R, E]
+        return answer(self, patches, grid, words)
+
+    def look(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Pictures [N, P, 1176] -> visual tokens [N, P / 4, E]."""
+        return self.visual(patches, grid)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [S] -> [S, E]."""
+        return self.model.embed_tokens(ids)
+
+    def read(self, x: Tensor, at: Tensor) -> Tensor:
+        """Embedded sequences [N, S, E], read-out positions [R] -> [N, R, O] in the head's dtype."""
+        hidden = self.model(x, at)  # [N, R, E]
         head_dtype = next(self.rm_head.parameters()).dtype
         return self.rm_head(hidden.to(head_dtype))
+
+
+def answer(net: Network, patches: Tensor, grid: tuple[int, int], words: Words) -> Tensor:
+    """The head's outputs [N, R, O] for rows of pictures, patches [N, G, P, 1176]."""
+    N = len(patches)
+    tokens = net.look(patches.flatten(0, 1), grid)  # [N * G, P / 4, E]
+    visual = tokens.reshape(N, -1, tokens.shape[-1])  # [N, V, E]
+    before, after = (net.embed(ids).expand(N, -1, -1) for ids in (words.before, words.after))
+    at = words.at + (before.shape[1] + visual.shape[1])
+    return net.read(torch.cat((before, visual, after), 1), at)
