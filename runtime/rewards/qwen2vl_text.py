@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from runtime.rewards.qwen2vl_rotary import Turn, rotate, token_turns
 from runtime.types import take_rows
@@ -92,11 +91,11 @@ class Pairs(NamedTuple):
         return Pairs(torch.cat((self.k, later.k), 2), torch.cat((self.v, later.v), 2))
 
 
-class Asking(NamedTuple):
-    """Which tokens of a layer ask, and what each of them may see."""
+class ReadOut(NamedTuple):
+    """Which tokens leave the decoder: their positions [R] int64, and what each may see, [R, P + S] bool."""
 
-    at: Tensor | None  # [R] int64; None: all S
-    sees: Any  # bool [R, P + S] or torch's own form of a causal mask; None: every token those up to itself
+    at: Tensor
+    sees: Tensor
 
 
 class DecoderAttention(nn.Module):
@@ -115,16 +114,34 @@ class DecoderAttention(nn.Module):
         """Keys and values of x [N, S, E]."""
         return Pairs(rotate(self._heads(self.k_proj(x)), turn), self._heads(self.v_proj(x)))
 
-    def forward(self, x: Tensor, turn: Turn, pairs: Pairs, sees: Any) -> Tensor:
-        """What tokens x [N, R, E], turned by ``turn``, find among ``pairs``: [N, R, E]."""
+    def forward(self, x: Tensor, turn: Turn, pairs: Pairs, sees: Tensor | None) -> Tensor:
+        """What tokens x [N, R, E], turned by ``turn``, find among those of ``pairs`` that they see: [N, R, E].
+
+        ``sees`` None: they are the last R of them, and each sees those up to itself.
+        """
         q = rotate(self._heads(self.q_proj(x)), turn)
-        seen = F.scaled_dot_product_attention(
-            q, *pairs, sees, is_causal=sees is None, enable_gqa=True
-        )
+        if sees is None:
+            seen = _causal(q, pairs)
+        else:
+            seen = F.scaled_dot_product_attention(q, *pairs, sees, enable_gqa=True)
         return self.o_proj(seen.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+def _causal(q: Tensor, pairs: Pairs) -> Tensor:
+    """Attention of the last tokens q [N, H, R, D] to ``pairs`` up to themselves.
+
+    Torch's fast kernels know this mask for as many queries as keys only, so queries of 0 stand in for the tokens before:
+    a few per cent of the decoder's work, where a mask in memory would take the slow kernels.
+    """
+    before = pairs.tokens - q.shape[2]
+    if before == 0:
+        return F.scaled_dot_product_attention(q, *pairs, is_causal=True, enable_gqa=True)
+    q = F.pad(q, (0, 0, before, 0))
+    seen = F.scaled_dot_product_attention(q, *pairs, is_causal=True, enable_gqa=True)
+    return seen[:, :, before:]
 
 
 class DecoderMLP(nn.Module):
@@ -159,17 +176,17 @@ class DecoderLayer(nn.Module):
         return own if past is None else past.then(own)
 
     def forward(
-        self, x: Tensor, turn: Turn, past: Pairs | None, asking: Asking
+        self, x: Tensor, turn: Turn, past: Pairs | None = None, out: ReadOut | None = None
     ) -> tuple[Tensor, Pairs]:
-        """x [N, S, E] -> the tokens that ask, one layer on, [N, S or R, E]; and keys and values of all so far."""
+        """x [N, S, E] behind ``past`` -> all of it or the tokens of ``out``, one layer on; keys and values of all so far."""
         normed = self.input_layernorm(x)
         pairs = self.self_attn.pairs(normed, turn)
         if past is not None:
             pairs = past.then(pairs)
-        if asking.at is not None:
-            x, normed = x.index_select(1, asking.at), normed.index_select(1, asking.at)
-            turn = turn.rows(asking.at)
-        x = x + self.self_attn(normed, turn, pairs, asking.sees)
+        if out is not None:
+            x, normed = x.index_select(1, out.at), normed.index_select(1, out.at)
+            turn = turn.rows(out.at)
+        x = x + self.self_attn(normed, turn, pairs, None if out is None else out.sees)
         return x + self.mlp(self.post_attention_layernorm(x)), pairs
 
 
@@ -186,41 +203,29 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, at: Tensor, past: Sequence[Pairs] = ()) -> Tensor:
         """x [N, S, E], positions ``at`` [R] int64 in it, on x's device -> [N, R, E]. ``past`` are the ``keys`` of what
         the rows begin with; (): x is all there is."""
-        turn, all_ask = self._begin(x, past)
-        *first, last = zip(self.layers, past or [None] * len(self.layers), strict=True)
-        for layer, mine in first:
-            x, _ = layer(x, turn, mine, all_ask)
         before = past[0].tokens if past else 0
+        turn = self._turn(before, x)
+        *first, (last, its_past) = self._layers(past)
+        for layer, mine in first:
+            x, _ = layer(x, turn, mine)
         sees = torch.arange(before + x.shape[1], device=x.device) <= at[:, None] + before
-        layer, mine = last
-        return self.norm(layer(x, turn, mine, Asking(at, sees))[0])
+        return self.norm(last(x, turn, its_past, ReadOut(at, sees))[0])
 
     def keys(self, x: Tensor, past: Sequence[Pairs] = ()) -> list[Pairs]:
         """What x [N, S, E] leaves behind in every layer for tokens that follow, ``past`` included."""
-        turn, all_ask = self._begin(x, past)
-        *first, last = zip(self.layers, past or [None] * len(self.layers), strict=True)
+        turn = self._turn(past[0].tokens if past else 0, x)
+        *first, (last, its_past) = self._layers(past)
         kept = []
         for layer, mine in first:
-            x, pairs = layer(x, turn, mine, all_ask)
+            x, pairs = layer(x, turn, mine)
             kept.append(pairs)
-        layer, mine = last
-        return [*kept, layer.pairs(x, turn, mine)]
+        return [*kept, last.pairs(x, turn, its_past)]
 
-    def _begin(self, x: Tensor, past: Sequence[Pairs]) -> tuple[Turn, Asking]:
-        """How far each token of x turns, and that all of them ask."""
-        config, before = self.config, past[0].tokens if past else 0
-        length = before + x.shape[1]
+    def _layers(self, past: Sequence[Pairs]) -> list[tuple[nn.Module, Pairs | None]]:
+        return list(zip(self.layers, past or [None] * len(self.layers), strict=True))
+
+    def _turn(self, before: int, x: Tensor) -> Turn:
+        """Of the tokens x behind ``before`` others."""
+        config, length = self.config, before + x.shape[1]
         turn = token_turns(length, config.head_dim, config.rope_theta, x.dtype, x.device)
-        sees = sight(x.shape[1], before, x.device) if before else None
-        return turn.after(before), Asking(None, sees)
-
-
-def sight(tokens: int, before: int, device: torch.device) -> Any:
-    """What each of ``tokens`` may see behind ``before`` others: all of those, and of its own those up to itself.
-
-    On a GPU in the form that names the mask instead of holding it, for which there are fast kernels.
-    """
-    if device.type == "cuda":
-        return causal_lower_right(tokens, before + tokens)
-    places = torch.arange(before + tokens, device=device)
-    return places <= places[before:, None]
+        return turn.after(before)
