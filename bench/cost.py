@@ -19,7 +19,7 @@ from runtime.generators.vae import VAEConfig
 from runtime.generators.vae_layers import Upsample
 from runtime.generators.wan import PATCH, DiTConfig
 from runtime.settings import CHUNK_FRAMES
-from runtime.types import row_ranges
+from runtime.types import Twins, row_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,15 @@ class Counted(Protocol):
 
     def flops(self, frames: int, height: int, width: int, fps: int) -> int:
         """FLOPs of judging one clip with the shortest prompt; its frames are counted before any sampling."""
+        ...
+
+
+@runtime_checkable
+class CountedTogether(Protocol):
+    """A reward model that shares among clips what they have in common."""
+
+    def flops_together(self, twins: Twins, height: int, width: int, fps: int) -> int:
+        """FLOPs of judging the clips that ``twins`` tells of, otherwise as ``Counted.flops``."""
         ...
 
 
@@ -188,6 +197,7 @@ class ChunkWork:
     frames: int  # pixel frames of one candidate
     last: bool
     size: tuple[int, int] = (0, 0)  # of a frame: height and width
+    twins: Twins = ()  # of the candidates' recent frames, the newest last; (): unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,15 +286,19 @@ class LineCosts:
         begins = self.cold or past == work.index
         whole = CHUNK_FRAMES * rewards.time_stride
         window = whole * (past + 1) - (rewards.time_stride - 1 if begins else 0)
-        seen = {
-            "image reward": (rewards.image, -(-work.frames // rewards.image_stride)),
-            "video reward": (rewards.video, window),
-        }
-        return {
-            stage: Cost(rows * model.flops(frames, *work.size, rewards.fps))
-            for stage, (model, frames) in seen.items()
-            if model is not None
-        }
+        costs = {}
+        if rewards.image is not None:
+            frames = -(-work.frames // rewards.image_stride)
+            costs["image reward"] = rows * rewards.image.flops(frames, *work.size, rewards.fps)
+        if isinstance(rewards.video, CountedTogether) and work.twins and not self.cold:
+            twins = tuple(row[-window:] for row in work.twins)
+            costs["video reward"] = sum(
+                rewards.video.flops_together(twins[r.start : r.stop], *work.size, rewards.fps)
+                for r in row_ranges(rows, self.batch_rows)
+            )
+        elif rewards.video is not None:
+            costs["video reward"] = rows * rewards.video.flops(window, *work.size, rewards.fps)
+        return {stage: Cost(flops) for stage, flops in costs.items()}
 
     def _decode(self, work: ChunkWork, decoder: DecoderShape) -> Cost:
         rows, first = len(work.contexts), work.index == 0

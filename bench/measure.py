@@ -19,6 +19,7 @@ from runtime.engine import Engine
 from runtime.kernels.frame_pack import yuv420
 from runtime.telemetry import Span
 from runtime.types import ChunkEvent, ChunkRecord
+from runtime.window import Window
 
 # Enough for the window, the sinks and the reward's window of ten chunks to fill up.
 WARMUP_CHUNKS = 12
@@ -108,6 +109,7 @@ class _Notes:
             work,
             contexts=work.contexts + more.contexts,
             kept=work.kept + tuple(rows + row for row in more.kept),
+            twins=work.twins + tuple(tuple(rows + owner for owner in row) for row in more.twins),
         )
         wall_ms = first.wall_ms + (now - self.marks[-1]) * 1e3
         return replace(
@@ -120,7 +122,9 @@ def work_of(record: ChunkRecord) -> ChunkWork:
     contexts = tuple(len(c.branch.parent.memory.slots) for c in record.candidates)
     last = record.index == record.chunks - 1
     _, frames, _, height, width = record.frames.shape
-    return ChunkWork(record.index, contexts, record.kept, frames, last, (height, width))
+    window = Window(record.frames, tuple(c.branch.parent.frames for c in record.candidates))
+    twins = window.twins(range(window.frames))
+    return ChunkWork(record.index, contexts, record.kept, frames, last, (height, width), twins)
 
 
 def make_video(

@@ -186,6 +186,11 @@ class ChunkEvent:
     route: Route
 
 
+Twins = tuple[
+    tuple[int, ...], ...
+]  # for every row and frame the first row that holds the very same one there
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """What a reward model judges: a batch of candidate clips of one prompt."""
@@ -194,8 +199,7 @@ class Clip:
     prompt: str
     fps: int
     chunk: int  # index of the newest chunk; most models ignore it
-    # For every row and frame the first row that has the very same one there; (): nothing is known of the rows.
-    twins: tuple[tuple[int, ...], ...] = ()
+    twins: Twins = ()  # (): nothing is known of what the rows share
     picked: bool = False  # ``frames`` are those that the reward picks, and not the whole clip
 
 

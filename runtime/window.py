@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runtime.types import Twins
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -51,7 +53,7 @@ class Window:
             chosen += [chunks[chunk][at : at + 1] for chunk, at in places]
         return torch.cat(chosen).unflatten(0, (len(self), len(places)))
 
-    def twins(self, frames: Iterable[int]) -> tuple[tuple[int, ...], ...]:
+    def twins(self, frames: Iterable[int]) -> Twins:
         """For every row and each of ``frames`` the first row that holds the very same one there.
 
         A matter of whose tensor it is: no pixel is compared, so what merely looks alike is no twin.

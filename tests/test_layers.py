@@ -75,7 +75,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     "runtime.types": {"runtime.settings"},
     "runtime.buffers": {"runtime.types", "runtime.settings", "runtime.kernels"},
     "runtime.pickles": set(),
-    "runtime.window": set(),
+    "runtime.window": {"runtime.types"},
     "runtime.shards": set(),
     "runtime.weights": {"runtime.shards"},
     **dict.fromkeys(SERVICES, NOUNS),

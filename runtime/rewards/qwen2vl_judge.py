@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from runtime.kernels.philox import upload
 from runtime.kernels.reward_patches import PATCH, PatchFormat, fit_size, reward_patches
 from runtime.rewards.qwen2vl import Qwen2VL, Qwen2VLConfig, Words
-from runtime.rewards.qwen2vl_kin import Kin, answer_kin
+from runtime.rewards.qwen2vl_kin import Kin, answer_kin, flops_kin
 from runtime.rewards.qwen2vl_words import Filler, Rubric, Script
 from runtime.types import Clip, row_ranges
 from runtime.weights import fill_random_, load_weights_, read_config
@@ -147,6 +147,14 @@ class Judge:
         tall, wide = self.pixels.size(height, width)
         ids = self.script.ids(prompt)
         return self.net.config.flops(ids.tokens, pictures, tall * wide // PATCH**2, ids.back)
+
+    def flops_together(
+        self, kin: Kin, height: int, width: int, rows_per_forward: int, prompt: str = ""
+    ) -> int:
+        """Of all rows of kin, as ``ask`` takes them."""
+        tall, wide = self.pixels.size(height, width)
+        patches, ids = tall * wide // PATCH**2, self.script.ids(prompt)
+        return flops_kin(self.net.config, kin, patches, ids, rows_per_forward)
 
     def _words(self, prompt: str) -> Words:
         ids = self.script.ids(prompt)

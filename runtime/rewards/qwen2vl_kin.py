@@ -17,7 +17,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from runtime.rewards.qwen2vl import Branching, Network, Part, Words
+from runtime.rewards.qwen2vl import Branching, Network, Part, Qwen2VLConfig, Words
+from runtime.rewards.qwen2vl_rotary import MERGE
+from runtime.rewards.qwen2vl_words import TokenIds
 from runtime.types import row_ranges, take_rows
 
 
@@ -75,6 +77,23 @@ class Kin:
             found.append(Stretch(tuple(shown[first:] for shown in now), parents))
             before = now
         return tuple(found)
+
+
+def flops_kin(config: Qwen2VLConfig, kin: Kin, patches: int, ids: TokenIds, rows: int) -> int:
+    """Of ``answer_kin``, without the head: as ``Qwen2VLConfig.flops`` of every row, but what is shared counts once."""
+    text, tokens = config.text, patches // MERGE**2
+    total = len(kin.seats) * config.vision.flops(patches, text.hidden_size)
+    for some in row_ranges(len(kin.pictures), rows):
+        *shared, last = kin.rows(some).stretches()
+        past, fresh = 0, len(ids.before)
+        for stretch in shared:
+            fresh += len(stretch.pictures[0]) * tokens
+            total += len(stretch.pictures) * text.flops(fresh, (), past)
+            past, fresh = past + fresh, 0
+        fresh += len(last.pictures[0]) * tokens + len(ids.after)
+        seen = tuple(past + fresh - steps for steps in ids.back)
+        total += len(last.pictures) * text.flops(fresh, seen, past)
+    return total
 
 
 def answer_kin(

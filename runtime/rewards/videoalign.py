@@ -10,7 +10,7 @@ Legend: B clips, T frames of a clip, n sampled frames, R = 3 read-out tokens, O 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from runtime.rewards.qwen2vl import QWEN2VL_2B
 from runtime.rewards.qwen2vl_judge import Judge, Kind, PixelBounds, Questions, check_clip, spoil_
 from runtime.rewards.qwen2vl_kin import Kin
-from runtime.types import Clip
+from runtime.types import Clip, Twins
 from runtime.window import Window
 
 ROWS_PER_FORWARD = 4  # clips, about 10,900 tokens with 14 frames each
@@ -96,6 +96,11 @@ class VideoAlign:
         """Of one clip of ``frames`` frames before sampling."""
         return self.judge.flops(len(sampled_frames(frames, fps)) // 2, height, width, prompt)
 
+    def flops_together(self, twins: Twins, height: int, width: int, fps: int) -> int:
+        """Of clips before sampling, of which ``twins`` says what they share."""
+        kin = Kin.of(_twins_of(twins, sampled_frames(len(twins[0]), fps)), PAIR)
+        return self.judge.flops_together(kin, height, width, self.rows_per_forward)
+
     def picks(self, frames: int, fps: int) -> tuple[int, ...]:
         """See ``sampled_frames``."""
         return sampled_frames(frames, fps)
@@ -130,7 +135,7 @@ class VideoAlign:
         return self.detail(clip).sum(1)
 
 
-def _sampled(clip: Clip) -> tuple[Tensor, tuple[tuple[int, ...], ...]]:
+def _sampled(clip: Clip) -> tuple[Tensor, Twins]:
     """The frames that are seen and who shares them, of a whole clip or of one that has no others."""
     frames = check_clip(clip)
     if clip.twins and [len(row) for row in clip.twins] != [frames.shape[1]] * len(frames):
@@ -143,5 +148,8 @@ def _sampled(clip: Clip) -> tuple[Tensor, tuple[tuple[int, ...], ...]]:
             raise ValueError(f"clip.frames: want picked frames in pairs, got {frames.shape[1]}")
         return frames, clip.twins
     seen = sampled_frames(frames.shape[1], clip.fps)
-    twins = tuple(tuple(row[frame] for frame in seen) for row in clip.twins)
-    return Window(frames).pick(seen), twins
+    return Window(frames).pick(seen), _twins_of(clip.twins, seen)
+
+
+def _twins_of(twins: Twins, frames: Sequence[int]) -> Twins:
+    return tuple(tuple(row[frame] for frame in frames) for row in twins)
