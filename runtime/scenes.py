@@ -44,6 +44,12 @@ def scenes_of(prompts: Prompts, chunks: int) -> tuple[Scene, ...]:
     return scenes
 
 
+def spelled(pairs: Sequence[tuple[int, str]]) -> str:
+    """The scenes as one text, for people."""
+    (_, first), *rest = pairs
+    return " | ".join([first, *(f"from chunk {chunk}: {prompt}" for chunk, prompt in rest)])
+
+
 def _scene(pair: tuple[int, str]) -> Scene:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise ValueError(f"prompts: want pairs (chunk, prompt), got {pair!r}")
