@@ -181,7 +181,9 @@ def open_sinks(
     video = stack.enter_context(writer)
     trace = stack.enter_context(TraceWriter(job.trace)) if job.trace else None
     if trace:
-        trace.begin(spelled(job.scenes), settings, engine.fps, engine.chunks, engine.implementations)
+        trace.begin(
+            spelled(job.scenes), settings, engine.fps, engine.chunks, engine.implementations
+        )
     return Sinks(video, trace, Story(engine.chunks))
 
 
