@@ -245,9 +245,9 @@ class Engine:
             return [(UNJUDGED, Route.DISCARD)] * len(branches), None
         stage, beside = self.clock.stage, self.lanes.beside
         with stage("decode"):
-            window = self.decoding.window(branches, drawn.latents, newest)
+            windows = self.decoding.windows(branches, spans, drawn.latents, newest)
         with beside("video reward"), stage("video reward"):
-            longs = self.scorer.rate_videos(window, spans, places)
+            longs = self.scorer.rate_videos(windows, places)
         with beside("image reward"), stage("image reward"):
             shorts = self.scorer.rate_images(newest.frames, spans, places)
         ahead = None

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from runtime.settings import MemorySettings, RewardSettings
-from runtime.types import Branch, Clip, RewardModel, Route, Scores, Trajectory, row_ranges
+from runtime.types import Branch, Clip, Picking, RewardModel, Route, Scores, Trajectory, row_ranges
+from runtime.window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +51,16 @@ class Scorer:
         """
         stride = self.reward.stride
         picked = frames[:, (frames.shape[1] - 1) % stride :: stride]
-        return self._rate_all(self.image, picked, spans, places, "image")
+        windows = [Window(picked[span]) for span in spans]
+        return self._rate_all(self.image, windows, places, "image")
 
-    def rate_videos(
-        self, frames: Tensor, spans: Sequence[slice], places: Sequence[Place]
-    ) -> Tensor:
-        """Video reward [B] of the recent window's frames [B, T, 3, H, W]; spans and places as in ``rate_images``."""
-        return self._rate_all(self.video, frames, spans, places, "video")
+    def rate_videos(self, windows: Sequence[Window], places: Sequence[Place]) -> Tensor:
+        """Video reward [B] of the recent windows of the videos at ``places``."""
+        return self._rate_all(self.video, windows, places, "video")
 
     def rate_drafts(self, frames: Tensor, place: Place) -> list[float]:
         """Image reward of unfinished candidates, [B, T, 3, H, W] -> B numbers on the host, for an early choice."""
-        return self.on_host(self._rate(self.image, frames, place, "draft"))
+        return self.on_host(self._rate(self.image, Window(frames), place, "draft"))
 
     @staticmethod
     def on_host(scores: Tensor) -> list[float]:
@@ -70,7 +70,7 @@ class Scorer:
     def best(self, frames: Tensor, place: Place, model: RewardModel | None = None) -> int:
         """The row of whole videos [K, T, 3, H, W] that ``model`` (default: the video reward) likes most, the earliest
         of equals; a score that is not finite never wins unless none is."""
-        scores = self.on_host(self._rate(model or self.video, frames, place, "final"))
+        scores = self.on_host(self._rate(model or self.video, Window(frames), place, "final"))
         return max(
             range(len(scores)), key=lambda row: (math.isfinite(scores[row]), scores[row], -row)
         )
@@ -90,27 +90,29 @@ class Scorer:
     def _rate_all(
         self,
         model: RewardModel | None,
-        frames: Tensor,
-        spans: Sequence[slice],
+        windows: Sequence[Window],
         places: Sequence[Place],
         kind: str,
     ) -> Tensor:
-        rated = zip(spans, places, strict=True)
-        return torch.cat([self._rate(model, frames[span], place, kind) for span, place in rated])
+        rated = zip(windows, places, strict=True)
+        return torch.cat([self._rate(model, window, place, kind) for window, place in rated])
 
-    def _rate(self, model: RewardModel | None, frames: Tensor, place: Place, kind: str) -> Tensor:
+    def _rate(self, model: RewardModel | None, window: Window, place: Place, kind: str) -> Tensor:
         assert model is not None, (
             f"the policy asks the {kind} reward but the engine was built without one"
         )
         scores = []
-        for rows in row_ranges(len(frames), self.batch_rows):
-            part = frames[rows.start : rows.stop]
-            scores.append(model.score(Clip(part, place.prompt, place.fps, place.chunk)))
+        for rows in row_ranges(len(window), self.batch_rows):
+            part = window[rows.start : rows.stop]
+            clip = clip_for(model, part, place)
+            scores.append(model.score(clip))
             if scores[-1].shape != (len(part),):
                 raise RuntimeError(
                     f"{kind} reward: want one score per clip [{len(part)}], "
                     f"got {list(scores[-1].shape)}"
                 )
+            if clip.picked:
+                scores[-1] = scores[-1] + doubt(part.newest).to(scores[-1].device)
         return torch.cat(scores)
 
     def _judge(
@@ -128,6 +130,24 @@ class Scorer:
         if gain > self.memory.quality_threshold:
             route = Route.APPEND if drop > self.memory.transition_threshold else Route.EMA
         return Scores(short, long, fused, gain, drop), route
+
+
+def clip_for(model: RewardModel, window: Window, place: Place) -> Clip:
+    """What ``model`` is shown of a window: all of it, or the frames that it picks."""
+    if isinstance(model, Picking):
+        picks = model.picks(window.frames, place.fps)
+        frames, twins, picked = window.pick(picks), window.twins(picks), True
+    else:
+        frames, twins, picked = window.whole(), window.twins(range(window.frames)), False
+    return Clip(frames, place.prompt, place.fps, place.chunk, twins, picked)
+
+
+def doubt(frames: Tensor) -> Tensor:
+    """[B] float32 of frames [B, T, 3, H, W]: NaN for a row with a pixel that is not finite, else 0.
+
+    Added to a score whose reward did not see every new frame; the older ones were seen by rewards before.
+    """
+    return frames.sum((1, 2, 3, 4), dtype=torch.float32).mul(0)
 
 
 def image_weight(chunk: int, chunks: int, tau: float) -> float:

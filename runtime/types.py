@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -196,9 +196,9 @@ class Clip:
     prompt: str
     fps: int
     chunk: int  # index of the newest chunk; most models ignore it
-    # Rows of one family have the same first ``common`` frames; (): nothing is known of the rows.
-    families: tuple[int, ...] = ()
-    common: int = 0
+    # For every row and frame the first row that has the very same one there; (): nothing is known of the rows.
+    twins: tuple[tuple[int, ...], ...] = ()
+    picked: bool = False  # ``frames`` are those that the reward picks, and not the whole clip
 
 
 class Compiled(Protocol):
@@ -216,6 +216,15 @@ class RewardModel(Protocol):
 
     def score(self, clip: Clip) -> Tensor:
         """Scores [B] fp32, higher is better, on any device; NaN means "cannot judge" and is never selected."""
+        ...
+
+
+@runtime_checkable
+class Picking(Protocol):
+    """A reward model that looks at some frames of a clip alone, so that nobody has to copy the others."""
+
+    def picks(self, frames: int, fps: int) -> Sequence[int]:
+        """Which of ``frames`` frames ``score`` wants to be handed, in order."""
         ...
 
 

@@ -10,15 +10,15 @@ Legend: N rows, G pictures of a row, P patches of a picture, V visual tokens of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from runtime.rewards.qwen2vl_rotary import MERGE
-from runtime.rewards.qwen2vl_text import Decoder, DecoderConfig
+from runtime.rewards.qwen2vl_text import Decoder, DecoderConfig, Pairs
 from runtime.rewards.qwen2vl_vision import VisionConfig, VisionTower
 
 
@@ -109,6 +109,24 @@ class Network(Protocol):
     def read(self, x: Tensor, at: Tensor) -> Tensor: ...
 
 
+class Part(NamedTuple):
+    """The next piece of rows that go on from rows of the part before, some of them from the same."""
+
+    x: Tensor  # [N, S, E]
+    parents: tuple[
+        int, ...
+    ]  # of each row, the row of the part before; of no consequence to the first part
+
+
+@runtime_checkable
+class Branching(Protocol):
+    """A network that reads once what rows have in common. Not every one can: a graph's rows begin at the beginning."""
+
+    def read_parts(self, parts: Sequence[Part], at: Tensor) -> Tensor:
+        """What ``Network.read`` says of the last part's rows with all before them; positions ``at`` [R] in that part."""
+        ...
+
+
 class Qwen2VL(nn.Module):
     """The whole network. ``visual``, ``model`` and ``rm_head`` are the names in published checkpoints."""
 
@@ -141,7 +159,18 @@ class Qwen2VL(nn.Module):
 
     def read(self, x: Tensor, at: Tensor) -> Tensor:
         """Embedded sequences [N, S, E], read-out positions [R] -> [N, R, O] in the head's dtype."""
-        hidden = self.model(x, at)  # [N, R, E]
+        return self._rate(self.model(x, at))
+
+    def read_parts(self, parts: Sequence[Part], at: Tensor) -> Tensor:
+        """See ``Branching``: [N, R, O] for the N rows of the last part."""
+        *shared, last = parts
+        past: list[Pairs] = []
+        for part in shared:
+            past = self.model.keys(part.x, [pairs.rows(part.parents) for pairs in past])
+        return self._rate(self.model(last.x, at, [pairs.rows(last.parents) for pairs in past]))
+
+    def _rate(self, hidden: Tensor) -> Tensor:
+        """hidden [N, R, E]"""
         head_dtype = next(self.rm_head.parameters()).dtype
         return self.rm_head(hidden.to(head_dtype))
 

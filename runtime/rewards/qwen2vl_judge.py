@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from runtime.kernels.philox import upload
 from runtime.kernels.reward_patches import PATCH, PatchFormat, fit_size, reward_patches
 from runtime.rewards.qwen2vl import Qwen2VL, Qwen2VLConfig, Words
+from runtime.rewards.qwen2vl_kin import Kin, answer_kin
 from runtime.rewards.qwen2vl_words import Filler, Rubric, Script
 from runtime.types import Clip, row_ranges
 from runtime.weights import fill_random_, load_weights_, read_config
@@ -59,9 +60,12 @@ class Kind:
 class Questions:
     """Everything a forward pass reads, on the model's device: prepared once, asked as often as one likes."""
 
-    patches: Tensor  # [N, G, P, 1176]
+    patches: Tensor  # [N, G, P, 1176]; of rows of kin [U, 1, P, 1176], each different picture once
     grid: tuple[int, int]  # rows and columns of patches
     words: Words
+    kin: Kin | None = (
+        None  # which pictures rows share; None: unknown, or none. Decides shapes: part of a graph's key.
+    )
 
     def rows(self, rows: range) -> Questions:
         return Questions(self.patches[rows.start : rows.stop], self.grid, self.words)
@@ -129,6 +133,9 @@ class Judge:
 
     def ask(self, questions: Questions, rows_per_forward: int) -> Tensor:
         """The head's outputs [N, R, O] float32, at most ``rows_per_forward`` rows at a time (0: all at once)."""
+        if questions.kin is not None:
+            patches, grid, words = questions.patches[:, 0], questions.grid, questions.words
+            return answer_kin(self.net, patches, grid, words, questions.kin, rows_per_forward).float()  # fmt: skip
         parts = []
         for rows in row_ranges(len(questions.patches), rows_per_forward):
             some = questions.rows(rows)

@@ -26,6 +26,10 @@ class Turn(NamedTuple):
         """The turns of some positions."""
         return Turn(self.cos.index_select(0, index), self.sin.index_select(0, index))
 
+    def after(self, count: int) -> Turn:
+        """The turns of all positions but the first ``count``."""
+        return Turn(self.cos[count:], self.sin[count:])
+
 
 def rotate(x: Tensor, turn: Turn) -> Tensor:
     """x [N, H, S, D], channel i paired with channel i + D / 2, turned in the precision of the table -> x's dtype."""

@@ -1,22 +1,28 @@
-"""Reads embedded tokens and says what it knows at some of them: the decoder of Qwen2-VL without cache or vocabulary head.
+"""Reads embedded tokens and says what it knows at some of them: the decoder of Qwen2-VL without a vocabulary head.
 
 Only the read-out tokens leave the last layer, so that layer computes keys and values for all tokens and everything else
 for those few: an exact saving. Positions count tokens on one axis; the three-axis positions of the stock model would
 score differently, for the published rewards were trained without them.
 
-Legend: N rows, S tokens, R read-out tokens, E width, H heads, G key heads, D head dim.
+Rows that begin alike may have their beginning read once: ``keys`` keeps what it leaves behind for those who go on from it.
+
+Legend: N rows, S tokens, P tokens before them, R read-out tokens, E width, H heads, G key heads, D head dim.
 Source  Wang et al., "Qwen2-VL", 2024; parameter names as in the checkpoints of the transformers library.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 from runtime.rewards.qwen2vl_rotary import Turn, rotate, token_turns
+from runtime.types import take_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,23 +60,43 @@ class DecoderConfig:
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
-    def flops(self, tokens: int, seen: tuple[int, ...]) -> int:
-        """Of one row of ``tokens``, read out where it sees ``seen`` of them: two for every multiplication of the layers'
-        matrices and of attention to the tokens before. The upper triangle that nobody sees is not counted."""
+    def flops(self, tokens: int, seen: tuple[int, ...], past: int = 0) -> int:
+        """Of one row of ``tokens`` behind ``past`` others that were read before, read out where it sees ``seen`` of all.
+
+        Two for every multiplication of the layers' matrices and of attention to the tokens before; the upper triangle
+        that nobody sees is not counted.
+        """
         wide, narrow = self.hidden_size, self.num_key_value_heads * self.head_dim
         pairs = 2 * wide * 2 * narrow  # keys and values of a token
         rest = 2 * wide * (2 * wide + 3 * self.intermediate_size)
-        whole = tokens * (pairs + rest) + 4 * wide * tokens * (tokens + 1) // 2
+        seen_by_all = tokens * past + tokens * (tokens + 1) // 2
+        whole = tokens * (pairs + rest) + 4 * wide * seen_by_all
         last = tokens * pairs + len(seen) * rest + 4 * wide * sum(seen)
         return (self.num_hidden_layers - 1) * whole + last
 
 
-@dataclass(frozen=True, slots=True)
-class ReadOut:
-    """Which tokens leave the decoder: their positions [R] int64, and what each may see, [R, S] bool."""
+class Pairs(NamedTuple):
+    """Keys and values of some tokens in one layer, each [N, G, S, D]."""
 
-    at: Tensor
-    sees: Tensor
+    k: Tensor
+    v: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.k.shape[2]
+
+    def rows(self, rows: Sequence[int]) -> Pairs:
+        return Pairs(take_rows(self.k, rows), take_rows(self.v, rows))
+
+    def then(self, later: Pairs) -> Pairs:
+        return Pairs(torch.cat((self.k, later.k), 2), torch.cat((self.v, later.v), 2))
+
+
+class Asking(NamedTuple):
+    """Which tokens of a layer ask, and what each of them may see."""
+
+    at: Tensor | None  # [R] int64; None: all S
+    sees: Any  # bool [R, P + S] or torch's own form of a causal mask; None: every token those up to itself
 
 
 class DecoderAttention(nn.Module):
@@ -85,16 +111,15 @@ class DecoderAttention(nn.Module):
         self.v_proj = nn.Linear(wide, narrow)
         self.o_proj = nn.Linear(wide, wide, bias=False)
 
-    def forward(self, x: Tensor, turn: Turn, out: ReadOut | None) -> Tensor:
-        """x [N, S, E] -> [N, S, E], or [N, R, E] for the rows of ``out``."""
-        asking = x if out is None else x.index_select(1, out.at)
-        k = rotate(self._heads(self.k_proj(x)), turn)
-        v = self._heads(self.v_proj(x))
-        q = self._heads(self.q_proj(asking))
-        q = rotate(q, turn if out is None else turn.rows(out.at))
-        mask = None if out is None else out.sees
+    def pairs(self, x: Tensor, turn: Turn) -> Pairs:
+        """Keys and values of x [N, S, E]."""
+        return Pairs(rotate(self._heads(self.k_proj(x)), turn), self._heads(self.v_proj(x)))
+
+    def forward(self, x: Tensor, turn: Turn, pairs: Pairs, sees: Any) -> Tensor:
+        """What tokens x [N, R, E], turned by ``turn``, find among ``pairs``: [N, R, E]."""
+        q = rotate(self._heads(self.q_proj(x)), turn)
         seen = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=mask is None, enable_gqa=True
+            q, *pairs, sees, is_causal=sees is None, enable_gqa=True
         )
         return self.o_proj(seen.transpose(1, 2).flatten(2))
 
@@ -128,10 +153,24 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, turn: Turn, out: ReadOut | None = None) -> Tensor:
-        kept = x if out is None else x.index_select(1, out.at)
-        x = kept + self.self_attn(self.input_layernorm(x), turn, out)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def pairs(self, x: Tensor, turn: Turn, past: Pairs | None) -> Pairs:
+        """Keys and values of ``past`` and of x [N, S, E]."""
+        own = self.self_attn.pairs(self.input_layernorm(x), turn)
+        return own if past is None else past.then(own)
+
+    def forward(
+        self, x: Tensor, turn: Turn, past: Pairs | None, asking: Asking
+    ) -> tuple[Tensor, Pairs]:
+        """x [N, S, E] -> the tokens that ask, one layer on, [N, S or R, E]; and keys and values of all so far."""
+        normed = self.input_layernorm(x)
+        pairs = self.self_attn.pairs(normed, turn)
+        if past is not None:
+            pairs = past.then(pairs)
+        if asking.at is not None:
+            x, normed = x.index_select(1, asking.at), normed.index_select(1, asking.at)
+            turn = turn.rows(asking.at)
+        x = x + self.self_attn(normed, turn, pairs, asking.sees)
+        return x + self.mlp(self.post_attention_layernorm(x)), pairs
 
 
 class Decoder(nn.Module):
@@ -144,12 +183,44 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, at: Tensor) -> Tensor:
-        """x [N, S, E], positions ``at`` [R] int64 on x's device -> [N, R, E]."""
-        config, length = self.config, x.shape[1]
+    def forward(self, x: Tensor, at: Tensor, past: Sequence[Pairs] = ()) -> Tensor:
+        """x [N, S, E], positions ``at`` [R] int64 in it, on x's device -> [N, R, E]. ``past`` are the ``keys`` of what
+        the rows begin with; (): x is all there is."""
+        turn, all_ask = self._begin(x, past)
+        *first, last = zip(self.layers, past or [None] * len(self.layers), strict=True)
+        for layer, mine in first:
+            x, _ = layer(x, turn, mine, all_ask)
+        before = past[0].tokens if past else 0
+        sees = torch.arange(before + x.shape[1], device=x.device) <= at[:, None] + before
+        layer, mine = last
+        return self.norm(layer(x, turn, mine, Asking(at, sees))[0])
+
+    def keys(self, x: Tensor, past: Sequence[Pairs] = ()) -> list[Pairs]:
+        """What x [N, S, E] leaves behind in every layer for tokens that follow, ``past`` included."""
+        turn, all_ask = self._begin(x, past)
+        *first, last = zip(self.layers, past or [None] * len(self.layers), strict=True)
+        kept = []
+        for layer, mine in first:
+            x, pairs = layer(x, turn, mine, all_ask)
+            kept.append(pairs)
+        layer, mine = last
+        return [*kept, layer.pairs(x, turn, mine)]
+
+    def _begin(self, x: Tensor, past: Sequence[Pairs]) -> tuple[Turn, Asking]:
+        """How far each token of x turns, and that all of them ask."""
+        config, before = self.config, past[0].tokens if past else 0
+        length = before + x.shape[1]
         turn = token_turns(length, config.head_dim, config.rope_theta, x.dtype, x.device)
-        out = ReadOut(at, torch.arange(length, device=x.device) <= at[:, None])
-        *first, last = self.layers
-        for layer in first:
-            x = layer(x, turn)
-        return self.norm(last(x, turn, out))
+        sees = sight(x.shape[1], before, x.device) if before else None
+        return turn.after(before), Asking(None, sees)
+
+
+def sight(tokens: int, before: int, device: torch.device) -> Any:
+    """What each of ``tokens`` may see behind ``before`` others: all of those, and of its own those up to itself.
+
+    On a GPU in the form that names the mask instead of holding it, for which there are fast kernels.
+    """
+    if device.type == "cuda":
+        return causal_lower_right(tokens, before + tokens)
+    places = torch.arange(before + tokens, device=device)
+    return places <= places[before:, None]

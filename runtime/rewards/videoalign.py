@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from runtime.kernels.philox import upload
 from runtime.rewards.qwen2vl import QWEN2VL_2B
 from runtime.rewards.qwen2vl_judge import Judge, Kind, PixelBounds, Questions, check_clip, spoil_
+from runtime.rewards.qwen2vl_kin import Kin
 from runtime.types import Clip
+from runtime.window import Window
 
 ROWS_PER_FORWARD = 4  # clips, about 10,900 tokens with 14 frames each
+PAIR = 2  # frames of a picture
 SAMPLES_PER_SECOND = 2
 LEAST_SAMPLES = 4
 MEANS = (3.6757, 1.1646, 2.8105)  # of VQ, MQ, TA
@@ -61,12 +64,6 @@ def sampled_frames(frames: int, fps: int) -> tuple[int, ...]:
     return tuple(int(index) for index in torch.linspace(0, frames - 1, count).round())
 
 
-@functools.lru_cache(maxsize=256)
-def frame_index(frames: int, fps: int, device: torch.device) -> Tensor:
-    """``sampled_frames`` on the device, where it stays."""
-    return upload(sampled_frames(frames, fps), torch.int64, device)
-
-
 class VideoAlign:
     """VQ + MQ + TA in standard deviations, over up to ten chunks."""
 
@@ -99,12 +96,20 @@ class VideoAlign:
         """Of one clip of ``frames`` frames before sampling."""
         return self.judge.flops(len(sampled_frames(frames, fps)) // 2, height, width, prompt)
 
+    def picks(self, frames: int, fps: int) -> tuple[int, ...]:
+        """See ``sampled_frames``."""
+        return sampled_frames(frames, fps)
+
     @torch.no_grad()
     def prepare(self, clip: Clip) -> Questions:
-        """A row for every clip, two sampled frames to a picture."""
-        frames = check_clip(clip)
-        index = frame_index(frames.shape[1], clip.fps, frames.device)
-        return self.judge.look(frames.index_select(1, index), clip.prompt, video=True)
+        """A row for every clip, two sampled frames to a picture; a picture that several rows show is made once."""
+        frames, twins = _sampled(clip)  # [B, n, 3, H, W]
+        if twins and (kin := Kin.of(twins, PAIR)).shares:
+            different = [frames[row, PAIR * g : PAIR * (g + 1)] for row, g in kin.seats]
+            return replace(
+                self.judge.look(torch.stack(different), clip.prompt, video=True), kin=kin
+            )
+        return self.judge.look(frames, clip.prompt, video=True)
 
     @torch.no_grad()
     def forward(self, questions: Questions) -> Tensor:
@@ -123,3 +128,20 @@ class VideoAlign:
     def score(self, clip: Clip) -> Tensor:
         """[B] fp32, higher is better; NaN for a clip with a pixel that is not finite."""
         return self.detail(clip).sum(1)
+
+
+def _sampled(clip: Clip) -> tuple[Tensor, tuple[tuple[int, ...], ...]]:
+    """The frames that are seen and who shares them, of a whole clip or of one that has no others."""
+    frames = check_clip(clip)
+    if clip.twins and [len(row) for row in clip.twins] != [frames.shape[1]] * len(frames):
+        raise ValueError(
+            f"clip.twins: want one for every frame, {list(frames.shape[:2])}, or (), got {len(clip.twins)} rows of "
+            f"{sorted({len(row) for row in clip.twins})}"
+        )
+    if clip.picked:
+        if frames.shape[1] % PAIR:
+            raise ValueError(f"clip.frames: want picked frames in pairs, got {frames.shape[1]}")
+        return frames, clip.twins
+    seen = sampled_frames(frames.shape[1], clip.fps)
+    twins = tuple(tuple(row[frame] for frame in seen) for row in clip.twins)
+    return Window(frames).pick(seen), twins
