@@ -68,10 +68,10 @@ class Rewards:
             branches = [replace(branch, parent=self._seen(branch.parent)) for branch in branches]
             newest = self.decoding.newest(branches, latents)
             self._remember(record, branches, newest)
-        window = self.decoding.window(branches, latents, newest)
         span = [slice(0, len(branches))]
+        windows = self.decoding.windows(branches, span, latents, newest)
         shorts = self.scorer.rate_images(newest.frames, span, [place])
-        longs = self.scorer.rate_videos(window, span, [place])
+        longs = self.scorer.rate_videos(windows, [place])
         return [scores.fused for scores, _ in self.scorer.decide(branches, shorts, longs, place)]
 
     def _seen(self, parent: Trajectory) -> Trajectory:

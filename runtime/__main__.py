@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.arguments import Job, build_jobs, build_settings, check_files, parse
+from runtime.scenes import scenes_of, spelled
 from runtime.settings import Settings
 
 if TYPE_CHECKING:
@@ -133,7 +134,9 @@ def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
         settings = settings.with_changes({"run.prompts": count})
     engine = build(settings)
     for job in jobs:
-        if words := engine.unknown_words(job.prompt):
+        scenes_of(job.scenes, engine.chunks)  # before a file is touched
+        told = [word for _, prompt in job.scenes for word in engine.unknown_words(prompt)]
+        if words := list(dict.fromkeys(told)):
             complain("warning", f"the model does not know these words: {', '.join(words)}")
     for first in range(0, len(jobs), engine.batch_prompts):
         group = jobs[first : first + engine.batch_prompts]
@@ -151,8 +154,8 @@ def produce(
         sinks = [open_sinks(engine, job, settings, options, stack) for job in jobs]
         watch = stack.enter_context(watching(sinks, label, options.quiet))
         try:
-            prompts = [job.prompt for job in jobs]
-            for number, event in engine.stream_many(prompts, watch=watch):
+            told = [job.scenes for job in jobs]
+            for number, event in engine.stream_many(told, watch=watch):
                 sinks[number].settle(event)
         except KeyboardInterrupt as stop:
             for one in sinks:
@@ -178,7 +181,9 @@ def open_sinks(
     video = stack.enter_context(writer)
     trace = stack.enter_context(TraceWriter(job.trace)) if job.trace else None
     if trace:
-        trace.begin(job.prompt, settings, engine.fps, engine.chunks, engine.implementations)
+        trace.begin(
+            spelled(job.scenes), settings, engine.fps, engine.chunks, engine.implementations
+        )
     return Sinks(video, trace, Story(engine.chunks))
 
 

@@ -57,9 +57,9 @@ BOOLEANS = {"true": True, "on": True, "yes": True, "false": False, "off": False,
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One prompt and where its video and its trace go."""
+    """What one video shows, and where it and its trace go."""
 
-    prompt: str
+    scenes: tuple[tuple[int, str], ...]  # (chunk, prompt), the first at 0
     output: Path
     trace: Path | None
 
@@ -82,6 +82,8 @@ def build_parser() -> Parser:
     add("prompt", nargs="?", metavar="PROMPT", help="what the video shows, in quotes")
     add("-o", "--output", default="out.mp4", metavar="MP4", help="the video (default: %(default)s)")
     add("--prompts-file", metavar="FILE", help="UTF-8, one prompt a line: out_000.mp4, ...")
+    text = "another prompt from chunk CHUNK on; may be repeated, in order"
+    add("--then", action="append", default=[], metavar="CHUNK=PROMPT", help=text)
     for option, (_, metavar, text) in FLAGS.items():
         add(f"--{option}", metavar=metavar, help=text)
     for option, name in SWITCHES.items():
@@ -151,14 +153,25 @@ def build_jobs(options: argparse.Namespace) -> list[Job]:
     if options.prompts_file is None:
         if options.prompt is None:
             raise ValueError(f"no prompt: say in quotes what the video shows ({DASH})")
-        return [Job(checked(options.prompt, "prompt"), output, trace)]
+        first = 0, checked(options.prompt, "prompt")
+        return [Job((first, *map(parse_scene, options.then)), output, trace)]
     if options.prompt is not None:
         raise ValueError("want a prompt or --prompts-file, not both")
+    if options.then:
+        raise ValueError("--then: goes with a prompt, not with --prompts-file")
     prompts = read_prompts(Path(options.prompts_file))
     return [
-        Job(prompt, numbered(output, index), numbered(trace, index) if trace else None)
+        Job(((0, prompt),), numbered(output, index), numbered(trace, index) if trace else None)
         for index, prompt in enumerate(prompts)
     ]
+
+
+def parse_scene(text: str) -> tuple[int, str]:
+    """(chunk, prompt) of CHUNK=PROMPT. Raises ValueError for anything else; the engine checks the order."""
+    chunk, equals, prompt = text.partition("=")
+    if not equals or not chunk.strip().isdecimal() or len(chunk) > 9:
+        raise ValueError(f"--then: want CHUNK=PROMPT, as in 8='a blue star', got {text[:40]!r}")
+    return int(chunk), checked(prompt.strip(), "--then")
 
 
 def check_files(jobs: Sequence[Job]) -> None:

@@ -105,15 +105,22 @@ class Decoding:
         work of a chunk, to judge what is not finished. latents [B, F, C, h, w]."""
         return self._cold(latents[:, -1:])
 
-    def window(self, branches: Sequence[Branch], latents: Tensor, newest: Newest) -> Window:
-        """The recent window as the video reward sees it."""
+    def windows(
+        self,
+        branches: Sequence[Branch],
+        spans: Sequence[slice],
+        latents: Tensor,
+        newest: Newest,
+    ) -> list[Window]:
+        """The recent window as the video reward sees it, for the rows of each span: as long as its video's scene."""
+        return [self._window(branches[s], latents[s], newest.frames[s]) for s in spans]
+
+    def _window(self, branches: Sequence[Branch], latents: Tensor, newest: Tensor) -> Window:
         if self.cold:
             parts = [self._cold_window(branches, latents, rows) for rows in self._batches(latents)]
             return Window(torch.cat(parts))
         past = self.window_chunks - 1
-        return Window(
-            newest.frames, tuple(_last(branch.parent.frames, past) for branch in branches)
-        )
+        return Window(newest, tuple(_last(branch.parent.frames, past) for branch in branches))
 
     def shown(
         self, branches: Sequence[Branch], latents: Tensor, newest: Newest, kept: Sequence[int]

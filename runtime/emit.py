@@ -32,10 +32,10 @@ class Emitter:
         """Everything that is left of the history that won."""
         return [self._event(chunk) for chunk in best.unsettled]
 
-    def whole(self, survivor: Trajectory) -> Tensor:
-        """The video of one survivor, at most the last ``horizon`` chunks of it: [T, 3, H, W]."""
+    def whole(self, survivor: Trajectory, chunks: int) -> Tensor:
+        """The last ``chunks`` chunks of one survivor's video, at most ``horizon`` of them: [T, 3, H, W]."""
         frames = [*self.shown, *(chunk.frames for chunk in survivor.unsettled)]
-        return torch.cat(frames[-self.horizon :])
+        return torch.cat(frames[-min(chunks, self.horizon) :])
 
     def _event(self, chunk: Chunk) -> ChunkEvent:
         self.shown.append(chunk.frames)

@@ -18,13 +18,15 @@ from runtime.grow import grow, grow_candidates
 from runtime.kernels.dispatch import implementation
 from runtime.lanes import Lanes
 from runtime.lines import Ahead, Drawn, Line, Turn, Video, rows_in, spans_of
-from runtime.memory import KVPool, Lease, MemoryKeeper, pool_blocks
-from runtime.parts import Parts, build_policy_of
+from runtime.memory import KVPool, Lease, MemoryKeeper
+from runtime.parts import Parts, blocks_of, build_policy_of
 from runtime.plan import chunks_for
+from runtime.recaching import Recaching
 from runtime.remembering import Remembering
+from runtime.scenes import Prompts, Scene, scenes_of
 from runtime.score import Place, Scorer
 from runtime.search import within_horizon
-from runtime.settings import MAX_PROMPTS, PROMPT_CHARACTERS, Settings
+from runtime.settings import MAX_PROMPTS, Settings
 from runtime.sizing import most_prompts
 from runtime.speculation import Speculation
 from runtime.telemetry import StageClock
@@ -44,14 +46,6 @@ from runtime.types import (
 UNJUDGED = Scores(math.nan, math.nan, math.nan)
 
 
-def check_prompt(prompt: str) -> None:
-    """ValueError for a prompt that is empty or longer than ``PROMPT_CHARACTERS``."""
-    if not prompt.strip():
-        raise ValueError("prompt: want some words, got an empty text")
-    if len(prompt) > PROMPT_CHARACTERS:
-        raise ValueError(f"prompt: want at most {PROMPT_CHARACTERS} characters, got {len(prompt)}")
-
-
 class Engine:
     """Generates videos chunk by chunk through every part of Stream-T1: one, or several whose candidates share batches."""
 
@@ -69,7 +63,8 @@ class Engine:
         self.chunks = chunks_for(settings.seconds, generator.fps, generator.time_stride)
         self.policy = build_policy_of(settings)
         shape, dtype, device = generator.block_shape, generator.dtype, generator.device
-        self.pool = KVPool(self._blocks(), shape, dtype, device, run.ops)
+        blocks = self.batch_prompts * blocks_of(settings)
+        self.pool = KVPool(blocks, shape, dtype, device, run.ops)
         memory = settings.memory if self.policy.sinks else replace(settings.memory, sinking=False)
         self.keeper = MemoryKeeper(memory, self.pool, settings.released, settings.search.seed)
         self.denoiser = Denoiser(generator.dit, self.pool, generator.schedule, parts.noise, run)
@@ -97,6 +92,7 @@ class Engine:
         self.drawing = Drawing(
             settings, parts, self.denoiser, self.decoding, self.scorer, self.clock
         )
+        self.recaching = Recaching(settings.memory, self.denoiser, generator.encode, self.clock)
         self.remembering = Remembering(settings.memory, self.denoiser, self.keeper, wasteful)
         self.speculation = Speculation(settings, self.drawing, self.denoiser, self.keeper)
 
@@ -121,28 +117,29 @@ class Engine:
         """Words of ``prompt`` that the generator's tokeniser does not know."""
         return self.parts.generator.text.unknown_words(prompt)
 
-    def stream(self, prompt: str, *, watch: Watch | None = None) -> Iterator[ChunkEvent]:
+    def stream(self, prompts: Prompts, *, watch: Watch | None = None) -> Iterator[ChunkEvent]:
         """Settled chunks in order, each as soon as nothing can change it. Closing the iterator frees everything.
 
-        ``watch`` is called with a ``ChunkRecord`` after every chunk. Raises ValueError for a bad prompt and RuntimeError
-        when this engine is already generating.
+        ``prompts`` is one prompt, or scenes: ``[(0, "a red circle ..."), (8, "a blue star ...")]`` shows the star from
+        chunk 8 on, and what is remembered of the chunks before is written again for it. ``watch`` is called with a
+        ``ChunkRecord`` after every chunk. Raises ValueError for a bad prompt and RuntimeError when this engine is already
+        generating.
         """
-        return _events(self.stream_many([prompt], watch=watch))
+        return _events(self.stream_many([prompts], watch=watch))
 
     def stream_many(
-        self, prompts: Sequence[str], *, watch: Watch | None = None
+        self, prompts: Sequence[Prompts], *, watch: Watch | None = None
     ) -> Iterator[tuple[int, ChunkEvent]]:
-        """``stream`` for several prompts: pairs of a prompt's index and its next settled chunk.
+        """``stream`` for several videos: pairs of a video's index and its next settled chunk.
 
         ``run.prompts`` of them at a time share every batch: a chunk of each is made per turn. A video does not depend on
         its company but for rounding. Raises as ``stream``.
         """
         if not 1 <= len(prompts) <= MAX_PROMPTS:
             raise ValueError(f"prompts: want 1 to {MAX_PROMPTS}, got {len(prompts)}")
-        for prompt in prompts:
-            check_prompt(prompt)
+        told = [scenes_of(one, self.chunks) for one in prompts]
         self._check_idle()
-        return self._stream(prompts, watch)
+        return self._stream(told, watch)
 
     def _check_idle(self) -> None:
         if self.pool.used:
@@ -151,9 +148,9 @@ class Engine:
             )
 
     def _stream(
-        self, prompts: Sequence[str], watch: Watch | None
+        self, told: Sequence[tuple[Scene, ...]], watch: Watch | None
     ) -> Iterator[tuple[int, ChunkEvent]]:
-        numbered = list(enumerate(prompts))
+        numbered = list(enumerate(told))
         for first in range(0, len(numbered), self.batch_prompts):
             self._check_idle()  # another stream may have begun since this one was asked for
             self.clock.take()
@@ -167,13 +164,18 @@ class Engine:
                     yield from _numbered(line.video, line.video.emitter.flush(self._best(line)))
 
     def _begin(
-        self, number: int, prompt: str, watch: Watch | None, stack: contextlib.ExitStack
+        self,
+        number: int,
+        scenes: tuple[Scene, ...],
+        watch: Watch | None,
+        stack: contextlib.ExitStack,
     ) -> Line:
         with self.clock.stage("text"):
-            text = self.parts.generator.encode(prompt)
+            text = self.parts.generator.encode(scenes[0].prompt)
         lease = stack.enter_context(self.pool.lease())
         emitter = Emitter(self.settings.search.horizon_chunks)
-        return Line(Video(number, prompt, text, lease, emitter, watch), (Trajectory(),))
+        video = Video(number, scenes, scenes[0], text, lease, emitter, watch)
+        return Line(video, (Trajectory(),))
 
     @torch.no_grad()
     def _chunk(
@@ -181,6 +183,7 @@ class Engine:
     ) -> tuple[list[Line], list[tuple[int, ChunkEvent]]]:
         """One turn: all lines after chunk ``index``, and what can be shown now."""
         stage = self.clock.stage
+        lines = self._ready(lines, index)
         places = [Place(line.video.prompt, self.fps, index, self.chunks) for line in lines]
         lines, drawn = self._next(lines, places, index)
         with stage("decode"):
@@ -212,17 +215,23 @@ class Engine:
             ahead = None
         return [Line(turn.video, turn.rest, ahead) for turn in turns], settled
 
-    def _next(
-        self, lines: Sequence[Line], places: Sequence[Place], index: int
-    ) -> tuple[list[Line], Drawn]:
-        """The lines with room for another chunk, and its candidates."""
-        if lines[0].ahead is not None:
-            line, drawn = self.speculation.adopt(lines[0])
-            return [line], drawn
+    def _ready(self, lines: Sequence[Line], index: int) -> list[Line]:
+        """The lines with room for chunk ``index``, and in its scene."""
+        if lines[0].ahead is not None:  # has room already, and no scene begins
+            return list(lines)
         with self.clock.stage("memory"):
             make_room = self.keeper.make_room
             lines = [replace(x, survivors=make_room(x.survivors, x.video.lease)) for x in lines]
-        return lines, self.drawing.draw(lines, places, index)
+        return self.recaching.turn(lines, index)
+
+    def _next(
+        self, lines: Sequence[Line], places: Sequence[Place], index: int
+    ) -> tuple[list[Line], Drawn]:
+        """The candidates of chunk ``index``, drawn now or begun before."""
+        if lines[0].ahead is not None:
+            line, drawn = self.speculation.adopt(lines[0])
+            return [line], drawn
+        return list(lines), self.drawing.draw(lines, places, index)
 
     def _judge(
         self, lines: Sequence[Line], drawn: Drawn, newest: Newest, places: Sequence[Place]
@@ -231,24 +240,28 @@ class Engine:
 
         The two rewards see the same frames and need not wait for each other.
         """
-        branches, spans, last = drawn.branches, drawn.spans, places[0].chunk == self.chunks - 1
+        branches, spans, after = drawn.branches, drawn.spans, places[0].chunk + 1
         if not self.policy.judges:
             return [(UNJUDGED, Route.DISCARD)] * len(branches), None
         stage, beside = self.clock.stage, self.lanes.beside
         with stage("decode"):
-            window = self.decoding.window(branches, drawn.latents, newest)
+            windows = self.decoding.windows(branches, spans, drawn.latents, newest)
         with beside("video reward"), stage("video reward"):
-            longs = self.scorer.rate_videos(window, spans, places)
+            longs = self.scorer.rate_videos(windows, places)
         with beside("image reward"), stage("image reward"):
             shorts = self.scorer.rate_images(newest.frames, spans, places)
         ahead = None
-        if self.settings.run.speculate and not last:
+        if self.settings.run.speculate and self._goes_on(lines[0], after):
             with beside("video reward"):
                 early = self.scorer.on_host(longs)
             ahead = self.speculation.begin(lines[0], drawn, early, places[0])
         self.lanes.join()
         with stage("select"):
             return self.scorer.decide(branches, shorts, longs, places[0]), ahead
+
+    def _goes_on(self, line: Line, index: int) -> bool:
+        """Chunk ``index`` exists and is of the same scene."""
+        return index < self.chunks and line.video.scene_at(index) is line.video.scene
 
     def _remember(
         self,
@@ -318,17 +331,9 @@ class Engine:
         if len(survivors) == 1 or not self.policy.rates:
             return survivors[0]
         place = Place(video.prompt, self.fps, self.chunks - 1, self.chunks)
-        frames = torch.stack([video.emitter.whole(survivor) for survivor in survivors])
+        chunks = self.chunks - video.scene.chunk  # what the prompt at hand is about
+        frames = torch.stack([video.emitter.whole(survivor, chunks) for survivor in survivors])
         return survivors[self.scorer.best(frames, place, self.parts.final)]
-
-    def _blocks(self) -> int:
-        run, search = self.settings.run, self.settings.search
-        each = pool_blocks(self.settings.memory, self.policy.histories)
-        if run.schedule == "released":
-            each += search.histories * search.expansions
-        if run.speculate:
-            each += 2 * search.histories  # new blocks, and sinks merged on trial
-        return self.batch_prompts * each
 
 
 def _events(numbered: Iterator[tuple[int, ChunkEvent]]) -> Iterator[ChunkEvent]:

@@ -10,19 +10,29 @@ from torch import Tensor
 from runtime.emit import Emitter
 from runtime.generators.wan import TextContext
 from runtime.memory import Lease
+from runtime.scenes import Scene
 from runtime.types import Branch, Candidate, ChunkEvent, Memory, Trajectory, Watch
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One video in the making: what does not change from chunk to chunk."""
+    """One video in the making: what does not change from chunk to chunk within a scene."""
 
-    number: int  # of its prompt among those asked for together
-    prompt: str
-    text: TextContext
+    number: int  # among those asked for together
+    scenes: tuple[Scene, ...]
+    scene: Scene  # the one of the chunk at hand
+    text: TextContext  # of the scene
     lease: Lease
     emitter: Emitter
     watch: Watch | None
+
+    @property
+    def prompt(self) -> str:
+        return self.scene.prompt
+
+    def scene_at(self, chunk: int) -> Scene:
+        """The last scene that begins at ``chunk`` or before."""
+        return [scene for scene in self.scenes if scene.chunk <= chunk][-1]
 
 
 @dataclass(frozen=True, slots=True)

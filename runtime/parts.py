@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from runtime.generators import Generator, load_generator, load_scoring_decoder
+from runtime.memory import pool_blocks
 from runtime.noise import PhiloxNoise
 from runtime.rewards import load_reward
 from runtime.search import SearchPolicy, build_policy
@@ -57,6 +58,17 @@ class Parts:
 def build_policy_of(settings: Settings) -> SearchPolicy:
     """The search policy that ``settings`` ask for."""
     return build_policy(settings.search, settings.released, settings.memory.sinking)
+
+
+def blocks_of(settings: Settings) -> int:
+    """KV blocks that the search for one video can need at once."""
+    run, search = settings.run, settings.search
+    blocks = pool_blocks(settings.memory, build_policy_of(settings).histories)
+    if run.schedule == "released":
+        blocks += search.histories * search.expansions  # the clean pass is run for all
+    if run.speculate:
+        blocks += 2 * search.histories  # new blocks, and sinks merged on trial
+    return blocks
 
 
 def find_device(name: str) -> torch.device:

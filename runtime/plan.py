@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runtime.settings import CHUNK_FRAMES, MemorySettings
-from runtime.types import Branch, ChunkPlan, Memory
+from runtime.types import Branch, ChunkPlan, Memory, Slot
 
 
 def plan_chunk(
@@ -26,6 +26,30 @@ def plan_chunk(
         shifts=tuple(_shifts(memory, start_frame, settings.rope) for memory in memories),
         seeds=tuple(branch.seed for branch in branches),
         seed_chunks=tuple(branch.seed_chunk for branch in branches),
+        targets=tuple(targets),
+    )
+
+
+def plan_memory(
+    memories: Sequence[Memory],
+    slots: Sequence[Slot],
+    settings: MemorySettings,
+    targets: Sequence[int],
+) -> ChunkPlan:
+    """The plan of a clean pass that writes ``targets`` with the chunks of ``slots``, each seeing its row of ``memories``.
+
+    Rows may lie at different places of their videos. Nothing is drawn.
+    """
+    nothing = (0,) * len(slots)
+    return ChunkPlan(
+        start_frames=tuple(slot.start_frame for slot in slots),
+        blocks=tuple(tuple(slot.block for slot in memory.slots) for memory in memories),
+        shifts=tuple(
+            _shifts(memory, slot.start_frame, settings.rope)
+            for memory, slot in zip(memories, slots, strict=True)
+        ),
+        seeds=nothing,
+        seed_chunks=nothing,
         targets=tuple(targets),
     )
 

@@ -51,7 +51,8 @@ class Remembering:
         slots: dict[int, Slot] = {}
         for row in rows:
             block = written[row] if row in written else leases[row].allocate()
-            slots[row] = Slot(block, index * CHUNK_FRAMES, verdicts[row][1])
+            latents = drawn.latents[row].clone()  # or the whole batch would stay
+            slots[row] = Slot(block, index * CHUNK_FRAMES, verdicts[row][1], latents)
             if row in written:
                 leases[row].hold(Memory((slots[row],)))
         fresh = [row for row in rows if row not in written]

@@ -51,13 +51,12 @@ class Scorer:
         """
         stride = self.reward.stride
         picked = frames[:, (frames.shape[1] - 1) % stride :: stride]
-        return self._rate_all(self.image, Window(picked), spans, places, "image")
+        windows = [Window(picked[span]) for span in spans]
+        return self._rate_all(self.image, windows, places, "image")
 
-    def rate_videos(
-        self, window: Window, spans: Sequence[slice], places: Sequence[Place]
-    ) -> Tensor:
-        """Video reward [B] of the recent window; spans and places as in ``rate_images``."""
-        return self._rate_all(self.video, window, spans, places, "video")
+    def rate_videos(self, windows: Sequence[Window], places: Sequence[Place]) -> Tensor:
+        """Video reward [B] of the recent windows of the videos at ``places``."""
+        return self._rate_all(self.video, windows, places, "video")
 
     def rate_drafts(self, frames: Tensor, place: Place) -> list[float]:
         """Image reward of unfinished candidates, [B, T, 3, H, W] -> B numbers on the host, for an early choice."""
@@ -91,13 +90,12 @@ class Scorer:
     def _rate_all(
         self,
         model: RewardModel | None,
-        window: Window,
-        spans: Sequence[slice],
+        windows: Sequence[Window],
         places: Sequence[Place],
         kind: str,
     ) -> Tensor:
-        rated = zip(spans, places, strict=True)
-        return torch.cat([self._rate(model, window[span], place, kind) for span, place in rated])
+        rated = zip(windows, places, strict=True)
+        return torch.cat([self._rate(model, window, place, kind) for window, place in rated])
 
     def _rate(self, model: RewardModel | None, window: Window, place: Place, kind: str) -> Tensor:
         assert model is not None, (

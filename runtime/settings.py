@@ -104,6 +104,7 @@ class MemorySettings:
     rope: str = (
         "absolute"  # "relative": sinks are re-based next to the window, for videos beyond a minute
     )
+    recache: str = "all"  # what a new prompt in mid-video writes again; see runtime/recaching.py
     keep_last: bool = False  # write the last chunk's keys and values too, to go on from it later
 
     def __post_init__(self) -> None:
@@ -130,6 +131,7 @@ class MemorySettings:
             raise ValueError(f"memory.ema_alpha: want a value in [0, 1], got {self.ema_alpha}")
         _one_of("memory.ema_storage", self.ema_storage, EMA_STORAGES)
         _one_of("memory.rope", self.rope, ("absolute", "relative"))
+        _one_of("memory.recache", self.recache, ("all", "window", "none"))
 
     @property
     def sink_chunks(self) -> int:

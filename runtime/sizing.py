@@ -25,8 +25,7 @@ from runtime import rewards
 from runtime.generators import find_folder
 from runtime.generators.footprint import Decoded, blueprint, decoding, forward_peak
 from runtime.generators.linears import weight_bytes
-from runtime.memory import pool_blocks
-from runtime.parts import DTYPES
+from runtime.parts import DTYPES, blocks_of
 from runtime.plan import chunks_for
 from runtime.search import build_policy
 from runtime.settings import CHUNK_FRAMES, MAX_CANDIDATES, MAX_PROMPTS, RunSettings, Settings
@@ -211,7 +210,6 @@ class Sizes:
         self.rows = run.prompts * _rows(settings)
         wasteful = run.schedule == "released"
         self.batch = 1 if wasteful else min(self.rows, run.batch_rows or self.rows)
-        self.spare = settings.search.histories * settings.search.expansions if wasteful else 0
         self.chunk_values = CHUNK_FRAMES * torch.Size(self.plan.latent_shape).numel()
         stride, (rows, columns) = self.plan.vae.config.time_stride, self.plan.recipe.frame_size
         self.frames_bytes = CHUNK_FRAMES * stride * 3 * rows * columns * self.itemsize
@@ -270,8 +268,7 @@ def reward_bytes(name: str) -> int:
 def _memories(sizes: Sizes) -> list[MemoryItem]:
     """The pool and what belongs to it."""
     settings, config = sizes.settings, sizes.plan.dit.config
-    blocks = settings.run.prompts * pool_blocks(settings.memory, sizes.policy.histories)
-    blocks += sizes.spare
+    blocks = settings.run.prompts * blocks_of(settings)
     items = [MemoryItem(f"KV pool, {blocks} blocks", blocks * sizes.block_bytes)]
     storage = settings.memory.ema_storage
     shadowed = storage == "fp32_shadow" or (storage == "auto" and not settings.released)

@@ -106,10 +106,9 @@ class Speculation:
 
 
 def _routed(memory: Memory, known: Memory) -> Memory:
-    """``memory`` with the routes that the same blocks have in ``known``."""
-    routes = {slot.block: slot.route for slot in known.slots}
+    """``memory`` with what ``known`` says of the same blocks."""
+    real = {slot.block: slot for slot in known.slots}
     sinks, window = (
-        tuple(replace(slot, route=routes.get(slot.block, slot.route)) for slot in part)
-        for part in (memory.sinks, memory.window)
+        tuple(real.get(slot.block, slot) for slot in part) for part in (memory.sinks, memory.window)
     )
     return Memory(sinks, window)

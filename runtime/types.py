@@ -6,7 +6,7 @@ Legend: B rows, F latent frames of a chunk, C latent channels, h x w latent size
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,11 +35,13 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One KV block a history can see: where it lies, the frame it was born at, its route for the day it leaves."""
+    """One KV block a history can see: where it lies, the frame it was born at, its route for the day it leaves, and the
+    chunk it was made from."""
 
     block: int
     start_frame: int
     route: Route = Route.DISCARD
+    latents: Tensor | None = field(default=None, compare=False, repr=False)  # [F, C, h, w]
 
 
 @dataclass(frozen=True, slots=True)

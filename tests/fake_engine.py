@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from runtime.emit import Emitter
+from runtime.scenes import Prompts, scenes_of
 from runtime.search import build_policy, within_horizon
 from runtime.settings import Settings
 from runtime.types import (
@@ -71,7 +72,8 @@ class FakeEngine:
     def unknown_words(self, prompt: str) -> list[str]:
         return [word for word in prompt.split() if word == "dragon"]
 
-    def stream(self, prompt: str, *, watch: Watch | None = None) -> Iterator[ChunkEvent]:
+    def stream(self, prompts: Prompts, *, watch: Watch | None = None) -> Iterator[ChunkEvent]:
+        scenes_of(prompts, self.chunks)
         policy = build_policy(self.settings.search, False, self.settings.memory.sinking)
         horizon = self.settings.search.horizon_chunks
         emitter = Emitter(horizon)
@@ -96,7 +98,7 @@ class FakeEngine:
             self.closed = True
 
     def stream_many(
-        self, prompts: Sequence[str], *, watch: Watch | None = None
+        self, prompts: Sequence[Prompts], *, watch: Watch | None = None
     ) -> Iterator[tuple[int, ChunkEvent]]:
         """Prompts take turns, as far as each has something to show."""
 

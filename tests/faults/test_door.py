@@ -92,6 +92,10 @@ WRONG = [
     ([PROMPT, "--trace", "missing/t.json"], "--trace: there is no folder missing; make it first"),
     ([PROMPT, "-o", "a.mp4", "--trace", "./a.mp4"], "--trace: a.mp4 is where the video goes"),
     ([PROMPT, "--prompts-file", "latin.txt"], "want a prompt or --prompts-file, not both"),
+    (["--prompts-file", "many.txt", "--then", "1=x"], "--then: goes with a prompt, not with"),
+    ([PROMPT, "--then", "x"], "--then: want CHUNK=PROMPT, as in 8='a blue star', got 'x'"),
+    ([PROMPT, "--then=-1=x"], "--then: want CHUNK=PROMPT"),
+    ([PROMPT, "--then", "1= "], "--then: is empty; say what the video shows"),
     (["--prompts-file", "latin.txt"], "--prompts-file: latin.txt: line 2 is not valid UTF-8"),
     (["--prompts-file", "none.txt"], "--prompts-file: cannot read none.txt: No such file"),
     (["--prompts-file", "folder.mp4"], "--prompts-file: cannot read folder.mp4: Is a directory"),
@@ -119,6 +123,24 @@ def test_a_wrong_call_is_one_clear_line(call, arguments, message):
     assert (code, out, len(err)) == (2, "", 1)
     assert err[0].startswith("error: ") and re.search(message.replace("?", r"\?"), err[0]), err[0]
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("scenes", "message"),
+    [
+        (
+            ["7=x"],
+            "prompts: want chunks below 7, which this video has, got 7; ask for more seconds",
+        ),
+        (["3=x", "3=y"], "prompts: want chunks in order, got 3 after 3"),
+        (["0=x"], "prompts: want chunks in order, got 0 after 0"),
+    ],
+)
+def test_scenes_that_do_not_fit_the_video_touch_no_file(call, scenes, message):
+    arguments = [part for scene in scenes for part in ("--then", scene)]
+    code, out, err = call(PROMPT, *arguments)
+    assert (code, out, err) == (2, "", [f"error: {message}"])
+    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")

@@ -8,6 +8,7 @@ from runtime.types import Branch, Trajectory
 from tests.tiny import CHANNELS, SIDE, Echo, generator_of, tiny_vae
 
 CHUNKS, ROWS = 5, 3
+EVERY = [slice(None)]
 
 
 def latents(rows: int = ROWS, chunks: int = CHUNKS) -> torch.Tensor:
@@ -63,7 +64,7 @@ def test_streamed_frames_are_the_frames_of_the_video(decoder, table, batch_rows)
     decoding = Decoding(decoder, 3, cold=False, batch_rows=batch_rows)
     branches = branched(grown(decoding, table[:-1]))
     newest = decoding.newest(branches, table[-1])
-    window = decoding.window(branches, table[-1], newest).whole()
+    window = decoding.windows(branches, EVERY, table[-1], newest)[0].whole()
     for row in range(ROWS):
         want = whole(decoder, table, row)
         assert torch.allclose(newest.frames[row], want[-1], atol=1e-6)
@@ -75,7 +76,7 @@ def test_cold_frames_begin_from_an_empty_state(decoder, table, batch_rows):
     decoding = Decoding(decoder, 3, cold=True, batch_rows=batch_rows)
     branches = branched(grown(decoding, table[:-1]))
     newest = decoding.newest(branches, table[-1])
-    window = decoding.window(branches, table[-1], newest).whole()
+    window = decoding.windows(branches, EVERY, table[-1], newest)[0].whole()
     for row in range(ROWS):
         assert torch.allclose(newest.frames[row], whole(decoder, table[-1:], row)[0], atol=1e-6)
         assert torch.allclose(window[row], torch.cat(whole(decoder, table[-3:], row)), atol=1e-6)
@@ -99,7 +100,7 @@ def test_an_image_reward_sees_12_frames_of_a_chunk_in_the_paper_and_9_when_relea
         branches = branched(grown(decoding, table[:1]))
         newest = decoding.newest(branches, table[1])
         assert newest.frames.shape[1] == later
-        assert decoding.window(branches, table[1], newest).frames == 21
+        assert decoding.windows(branches, EVERY, table[1], newest)[0].frames == 21
 
 
 def test_a_cold_window_is_the_video_while_it_begins_with_it(table):
@@ -107,9 +108,9 @@ def test_a_cold_window_is_the_video_while_it_begins_with_it(table):
     vae = tiny_vae()
     for chunks, same in ((3, True), (4, False)):
         cold, warm = (
-            decoding.window(
-                branches, table[chunks - 1], decoding.newest(branches, table[chunks - 1])
-            ).whole()
+            decoding.windows(
+                branches, EVERY, table[chunks - 1], decoding.newest(branches, table[chunks - 1])
+            )[0].whole()
             for decoding in (Decoding(vae, 3, cold=kind) for kind in (True, False))
             for branches in [branched(grown(decoding, table[: chunks - 1]))]
         )
@@ -124,9 +125,11 @@ def test_a_window_of_one_chunk_is_the_newest(decoder, table):
     decoding = Decoding(decoder, 1, cold=False)
     branches = branched([Trajectory()] * ROWS)
     newest = decoding.newest(branches, table[0])
-    assert torch.equal(decoding.window(branches, table[0], newest).whole(), newest.frames)
+    assert torch.equal(
+        decoding.windows(branches, EVERY, table[0], newest)[0].whole(), newest.frames
+    )
     cold = Decoding(decoder, 1, cold=True)
-    window = cold.window(branches, table[0], cold.newest(branches, table[0])).whole()
+    window = cold.windows(branches, EVERY, table[0], cold.newest(branches, table[0]))[0].whole()
     assert torch.equal(window, newest.frames)
 
 
@@ -167,7 +170,7 @@ def test_rewards_may_see_another_decoder_and_the_viewer_never_does(table):
     branches = branched([pool[2], pool[0], pool[1]])
     latents = table[-1][[2, 0, 1]]
     newest = decoding.newest(branches, latents)
-    window = decoding.window(branches, latents, newest).whole()
+    window = decoding.windows(branches, EVERY, latents, newest)[0].whole()
     shown = decoding.shown(branches, latents, newest, [1, 0])
     for row, source in enumerate((2, 0, 1)):
         want = whole(cheap, table, source)

@@ -82,6 +82,21 @@ def test_flags_become_settings(call):
     assert (s.search.propagation, s.search.pruning) == (False, False)
 
 
+def test_scenes_reach_the_engine_and_the_trace(call):
+    told, warned = [], call(PROMPT, "--then", "2=a dragon", "--then", "4= a = b ", "--trace", "t.json")[2]  # fmt: skip
+    assert warned == ["warning: the model does not know these words: dragon"]
+    want = f"{PROMPT} | from chunk 2: a dragon | from chunk 4: a = b"
+    assert read_trace("t.json").prompt == want
+
+    class Listening(FakeEngine):
+        def stream_many(self, prompts, *, watch=None):
+            told.extend(prompts)
+            return super().stream_many(prompts, watch=watch)
+
+    call(PROMPT, "--then", "2=a dragon", build=Listening)
+    assert told == [((0, PROMPT), (2, "a dragon"))]
+
+
 def test_a_prompts_file_makes_numbered_videos_and_traces(call):
     Path("prompts.txt").write_text("\ufeffone disc\r\n\n  two grün discs \n", encoding="utf-8")
     code, out, err = call(

@@ -76,7 +76,7 @@ def test_a_whole_video_is_its_last_chunks_within_the_horizon(horizon, want):
     emitter, shared = Emitter(horizon), [chunk(0), chunk(1)]
     ours = history(*shared, chunk(2), chunk(3))
     (ours, _), _ = emitter.settled([ours, history(*shared, chunk(2, 0.5), chunk(3, 0.5))])
-    video = emitter.whole(ours)
+    video = emitter.whole(ours, 99)
     assert video[::2, 0].flatten().tolist() == want and len(video) == 2 * len(want)
 
 

@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from runtime.engine import Engine, check_prompt
+from runtime.engine import Engine
 from runtime.noise import PhiloxNoise
 from runtime.plan import chunks_for
 from runtime.search import within_horizon
@@ -292,7 +292,7 @@ def test_seconds_become_whole_chunks(seconds, fps, stride, chunks):
 def test_a_bad_prompt_is_refused_before_anything_is_done(prompt, message):
     with pytest.raises(ValueError, match=message):
         tiny_engine(1).stream(prompt)
-    check_prompt("x" * PROMPT_CHARACTERS)
+    tiny_engine(1).stream("x" * PROMPT_CHARACTERS)
 
 
 def test_the_engine_draws_from_philox_by_seed_and_chunk():

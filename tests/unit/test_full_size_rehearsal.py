@@ -168,6 +168,17 @@ def test_two_prompts_share_every_batch_and_one_decision(rehearse):
 
 
 @pytest.mark.slow
+def test_a_new_prompt_in_mid_video_waits_no_more_than_the_first_one(rehearse):
+    """The blocks are written again by launches alone; the only pageable copies are the prompts' own."""
+    run = rehearse("wan-1.3b", {}, ([(0, "a boat on a lake"), (4, "a hill")],))
+    check_videos(run)
+    assert all(waits == Counter([DECISION]) for waits in run.waits), run.waits
+    assert [bool(copies) for copies in run.pageable] == [index in (0, 4) for index in range(6)]
+    assert run.pageable[4] == run.pageable[0]
+    check_launches(run.gpu)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wan-1.3b", "realtime"])
 def test_the_published_depth_fits_together(unpoisoned, name):
     run = Rehearsal(name, {})

@@ -113,7 +113,7 @@ def test_a_reward_of_the_wrong_shape_is_named(answer, got):
     ):
         scorer(image=Noting(answer)).rate_images(frames, [slice(None)], [PLACE])
     with pytest.raises(RuntimeError, match="video reward: want one score per clip"):
-        scorer(video=Noting(answer)).rate_videos(Window(frames), [slice(None)], [PLACE])
+        scorer(video=Noting(answer)).rate_videos([Window(frames)], [PLACE])
     with pytest.raises(RuntimeError, match="final reward: want one score per clip"):
         scorer().best(frames, PLACE, Noting(answer))
 
@@ -152,7 +152,7 @@ def test_the_image_reward_sees_every_nth_frame_and_the_last(stride, seen):
     reward = RewardSettings(stride=stride)
     room = Scorer(image, video, reward, MemorySettings(), False)
     room.rate_images(frames, [slice(None)], [PLACE])
-    room.rate_videos(Window(frames), [slice(None)], [PLACE])
+    room.rate_videos([Window(frames)], [PLACE])
     assert image.clips[0].frames[0, :, 0, 0, 0].tolist() == seen
     assert torch.equal(video.clips[0].frames, frames)
 
