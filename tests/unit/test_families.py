@@ -108,7 +108,7 @@ def test_a_reward_that_picks_is_handed_its_frames_alone_and_others_all_of_them()
     window = story(["ab", "ab", "cb"], size=(4, 4))
     whole, picky, plain = window.whole(), Picky(), Noting()
     for reward in (picky, plain):
-        scorer(reward, batch_rows=2).rate_videos(window, [slice(None)], [PLACE])
+        scorer(reward, batch_rows=2).rate_videos([window], [PLACE])
     assert torch.equal(torch.cat([c.frames for c in picky.clips]), whole[:, [0, 18, 34]])
     assert [clip.twins for clip in picky.clips] == [((0, 0, 0), (0, 0, 1)), ((0, 0, 0),)]
     assert all(clip.picked for clip in picky.clips)
@@ -119,10 +119,10 @@ def test_a_reward_that_picks_is_handed_its_frames_alone_and_others_all_of_them()
 
 def test_a_new_frame_that_is_broken_spoils_the_score_though_it_was_not_picked(reward):
     window = story(STORIES["two pairs from the start"])
-    want = scorer(reward).rate_videos(window, [slice(None)], [PLACE])
+    want = scorer(reward).rate_videos([window], [PLACE])
     assert 26 not in sampled_frames(36, FPS)
     window.newest[2, 2, 1, 5, 5] = math.inf
-    got = scorer(reward).rate_videos(window, [slice(None)], [PLACE])
+    got = scorer(reward).rate_videos([window], [PLACE])
     assert got[2].isnan() and torch.equal(got[[0, 1, 3]], want[[0, 1, 3]])
 
 
