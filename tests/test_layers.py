@@ -24,6 +24,7 @@ NOUNS = {
     "runtime.scenes",
     "runtime.pickles",
     "runtime.window",
+    "runtime.exported",
     "runtime.kernels",
 }
 SERVICES = {
@@ -31,6 +32,7 @@ SERVICES = {
     "runtime.memory",
     "runtime.graph",
     "runtime.trt",
+    "runtime.ort",
     "runtime.lanes",
     "runtime.telemetry",
     "runtime.output",
@@ -80,6 +82,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     "runtime.shards": set(),
     "runtime.weights": {"runtime.shards"},
     "runtime.scenes": {"runtime.settings"},
+    "runtime.exported": {"runtime.weights"},
     **dict.fromkeys(SERVICES, NOUNS),
     **dict.fromkeys(ROOMS, NOUNS | SERVICES),
     **dict.fromkeys(HALVES, NOUNS | SERVICES | ROOMS | HALVES),
