@@ -10,15 +10,15 @@ Legend: B clips, T frames of a clip.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from runtime.rewards.qwen2vl import QWEN2VL_7B
-from runtime.rewards.qwen2vl_judge import Judge, Kind, PixelBounds, Questions, check_clip, spoil_
-from runtime.types import Clip, Compiled
+from runtime.rewards.qwen2vl_judge import Kind, PixelBounds, Questions, check_clip, spoil_
+from runtime.rewards.qwen2vl_reward import Qwen2VLReward
+from runtime.types import Clip
 
 ROWS_PER_FORWARD = 16  # frames, about 14,600 tokens: enough to fill a GPU, 2 GB of activations
 
@@ -46,51 +46,12 @@ KIND = Kind(
 )
 
 
-class HPSv3:
+class HPSv3(Qwen2VLReward):
     """Mean over a chunk's frames of HPSv3's mu; an image reward, so it looks at the newest chunk only."""
 
     horizon = 1
-
-    def __init__(self, judge: Judge, rows_per_forward: int = ROWS_PER_FORWARD) -> None:
-        self.judge = judge
-        self.rows_per_forward = rows_per_forward
-
-    @classmethod
-    def random(cls, device: str | torch.device = "cpu", dtype: torch.dtype = torch.bfloat16) -> HPSv3:  # fmt: skip
-        """At full size with random weights, for timing."""
-        return cls(Judge.random(KIND, device, dtype))
-
-    @classmethod
-    def load(
-        cls, device: str | torch.device, path: Path, dtype: torch.dtype = torch.bfloat16
-    ) -> HPSv3:
-        """From the files in folder ``path``; see ``Judge.load``."""
-        return cls(Judge.load(KIND, device, path, dtype))
-
-    @classmethod
-    def on_graphs(
-        cls,
-        device: str | torch.device,
-        path: Path | None,
-        graphs: Mapping[str, Compiled],
-        constants: Mapping[str, Any],
-    ) -> HPSv3:
-        """On exported graphs; see ``Judge.on_graphs``."""
-        return cls(Judge.on_graphs(KIND, device, path, graphs, constants))
-
-    @property
-    def net(self) -> Any:
-        """What looks and reads; another that computes the same may take its place."""
-        return self.judge.net
-
-    @net.setter
-    def net(self, net: Any) -> None:
-        self.judge.net = net
-
-    @property
-    def nbytes(self) -> int:
-        """Of the weights."""
-        return self.judge.nbytes
+    kind = KIND
+    rows_at_once = ROWS_PER_FORWARD
 
     def flops(self, frames: int, height: int, width: int, fps: int, prompt: str = "") -> int:
         """Of one clip; ``fps`` is of no consequence to single frames."""

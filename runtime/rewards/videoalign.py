@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 from runtime.rewards.qwen2vl import QWEN2VL_2B
 from runtime.rewards.qwen2vl_judge import Judge, Kind, PixelBounds, Questions, check_clip, spoil_
 from runtime.rewards.qwen2vl_kin import Kin
-from runtime.types import Clip, Compiled, Twins
+from runtime.rewards.qwen2vl_reward import Qwen2VLReward
+from runtime.types import Clip, Twins
 from runtime.window import Window
 
 ROWS_PER_FORWARD = 4  # clips, about 10,900 tokens with 14 frames each
@@ -64,53 +64,18 @@ def sampled_frames(frames: int, fps: int) -> tuple[int, ...]:
     return tuple(int(index) for index in torch.linspace(0, frames - 1, count).round())
 
 
-class VideoAlign:
+class VideoAlign(Qwen2VLReward):
     """VQ + MQ + TA in standard deviations, over up to ten chunks."""
 
     horizon = 10
+    kind = KIND
+    rows_at_once = ROWS_PER_FORWARD
 
-    def __init__(self, judge: Judge, rows_per_forward: int = ROWS_PER_FORWARD) -> None:
-        self.judge = judge
-        self.rows_per_forward = rows_per_forward
-        device = judge.device
-        self.means, self.stds = (torch.tensor(table, device=device) for table in (MEANS, STDS))
-
-    @classmethod
-    def random(cls, device: str | torch.device = "cpu", dtype: torch.dtype = torch.bfloat16) -> VideoAlign:  # fmt: skip
-        """At full size with random weights, for timing."""
-        return cls(Judge.random(KIND, device, dtype))
-
-    @classmethod
-    def load(
-        cls, device: str | torch.device, path: Path, dtype: torch.dtype = torch.bfloat16
-    ) -> VideoAlign:
-        """From the files in folder ``path``; see ``Judge.load``."""
-        return cls(Judge.load(KIND, device, path, dtype))
-
-    @classmethod
-    def on_graphs(
-        cls,
-        device: str | torch.device,
-        path: Path | None,
-        graphs: Mapping[str, Compiled],
-        constants: Mapping[str, Any],
-    ) -> VideoAlign:
-        """On exported graphs; see ``Judge.on_graphs``."""
-        return cls(Judge.on_graphs(KIND, device, path, graphs, constants))
-
-    @property
-    def net(self) -> Any:
-        """What looks and reads; another that computes the same may take its place."""
-        return self.judge.net
-
-    @net.setter
-    def net(self, net: Any) -> None:
-        self.judge.net = net
-
-    @property
-    def nbytes(self) -> int:
-        """Of the weights."""
-        return self.judge.nbytes
+    def __init__(self, judge: Judge, rows_per_forward: int | None = None) -> None:
+        super().__init__(judge, rows_per_forward)
+        self.means, self.stds = (
+            torch.tensor(table, device=judge.device) for table in (MEANS, STDS)
+        )
 
     def flops(self, frames: int, height: int, width: int, fps: int, prompt: str = "") -> int:
         """Of one clip of ``frames`` frames before sampling."""

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from runtime.kernels.reward_patches import PatchFormat, reward_patches_reference
-from runtime.rewards import hpsv3, load_reward
+from runtime.rewards import load_reward
 from runtime.rewards.hpsv3 import KIND, HPSv3
 from runtime.rewards.qwen2vl import Qwen2VL, Qwen2VLConfig, Words
 from runtime.rewards.qwen2vl_judge import Judge
@@ -158,7 +158,7 @@ def test_random_weights_score_and_do_so_again(monkeypatch):
     text = replace(KIND.config.text, hidden_size=56, intermediate_size=8, num_hidden_layers=2)
     vision = replace(KIND.config.vision, depth=1, embed_dim=64)
     small = replace(KIND, config=Qwen2VLConfig(text, vision), filler_tokens=128)
-    monkeypatch.setattr(hpsv3, "KIND", small)
+    monkeypatch.setattr(HPSv3, "kind", small)
     one, other = (load_reward("hpsv3", weights="random", dtype=torch.bfloat16) for _ in range(2))
     some = clip(2, 1)
     assert one.score(some).isfinite().all()
