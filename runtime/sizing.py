@@ -36,6 +36,7 @@ GIB = 1 << 30
 PHASES = ("always", "text", "denoise", "decode", "reward")
 # Weights of the published rewards, in two bytes each, and the activations of one forward of their own batch size.
 PUBLISHED = {"hpsv3": (7_748_610_610, 2 * GIB), "videoalign": (2_208_563_200, GIB)}
+COPIED = {"videoalign": 4}  # of its window one frame in so many: every eighth, and the different ones again
 TINY_DECODER = 11_300_000  # weights of a decoder of TAEHV's form, about
 STEPS_OF_ADVICE: tuple[tuple[str, Callable[[Settings], Any]], ...] = (
     ("run.offload_text", lambda s: True),
@@ -327,12 +328,13 @@ def _work(sizes: Sizes) -> list[MemoryItem]:
     if not sizes.policy.judges:
         return items
     window = min(settings.reward.window_chunks, sizes.chunks) * sizes.frames_bytes
+    window //= COPIED.get(settings.reward.video, 1)
     names = {settings.reward.image, settings.reward.video}
     busy = sum(PUBLISHED[name][1] for name in names & PUBLISHED.keys())
     return [
         *items,
         MemoryItem("candidates, frames and states", made, "reward"),
-        MemoryItem("candidates, window of frames", 2 * rows * window, "reward"),
+        MemoryItem("candidates, window of frames", rows * window, "reward"),
         MemoryItem("rewards, activations", busy, "reward", exact=False),
     ]
 

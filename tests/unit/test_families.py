@@ -1,6 +1,5 @@
 """Siblings share what is shareable: frames that are the same tensors, pictures looked at once, beginnings read once."""
 
-import math
 from collections import Counter
 from dataclasses import replace
 
@@ -15,115 +14,19 @@ from runtime.rewards.qwen2vl_kin import Kin, Stretch, answer_kin
 from runtime.rewards.qwen2vl_vision import PATCH_VALUES
 from runtime.rewards.qwen2vl_words import Filler
 from runtime.rewards.videoalign import KIND, VideoAlign, sampled_frames
-from runtime.score import Place, Scorer, clip_for
+from runtime.score import Scorer, clip_for
 from runtime.settings import MemorySettings, RewardSettings
 from runtime.types import Clip
 from runtime.window import Window
 from tests.reward_folder import write_folder
-from tests.tiny import generator_of, tiny_engine, tiny_vae
-
-FPS = 16
-PLACE = Place("a red circle", FPS, 4, 11)
-# The chunks that each row's history holds, equal letters one tensor; the newest chunk is everybody's own.
-STORIES = {
-    "two pairs from the start": ["ab", "ab", "cd", "cd"],
-    "two pairs that part late": ["abc", "abc", "abd", "abd"],
-    "three generations": ["abcd", "abcd", "abce", "afgh"],
-    "one parent": ["abc", "abc", "abc", "abc"],
-    "strangers": ["ab", "cd", "ef", "gh"],
-    "one and three": ["abc", "dbc", "dbc", "dbc"],
-    "not side by side": ["abc", "def", "abc", "def"],
-    "a first chunk": ["", "", "", ""],
-}
-
-
-def story(rows: list[str], size=(60, 90), frames=12) -> Window:
-    source = generator_of(5)
-    letters = sorted(set("".join(rows)))
-    chunks = {letter: torch.rand(frames, 3, *size, generator=source) for letter in letters}
-    newest = torch.rand(len(rows), frames, 3, *size, generator=source)
-    return Window(newest, tuple(tuple(chunks[letter] for letter in row) for row in rows))
+from tests.stories import FPS, PLACE, STORIES, moved, story
+from tests.tiny import tiny_engine, tiny_vae
 
 
 @pytest.fixture(scope="module")
 def reward(tmp_path_factory) -> VideoAlign:
     folder = write_folder(tmp_path_factory.mktemp("weights"), "videoalign")
     return load_reward("videoalign", "cpu", str(folder))
-
-
-def scorer(video, batch_rows=0) -> Scorer:
-    return Scorer(None, video, RewardSettings(), MemorySettings(), False, batch_rows)
-
-
-class Noting:
-    """A reward that notes what it is shown."""
-
-    horizon = 10
-
-    def __init__(self) -> None:
-        self.clips = []
-
-    def score(self, clip: Clip) -> torch.Tensor:
-        self.clips.append(clip)
-        return clip.frames.mean((1, 2, 3, 4))
-
-
-class Picky(Noting):
-    """One that wants to be handed three frames."""
-
-    def picks(self, frames: int, fps: int) -> tuple[int, ...]:
-        return (0, frames // 2, frames - 2)
-
-
-def test_a_window_is_its_histories_chunks_and_the_newest():
-    window = story(["ab", "cb"], size=(2, 2), frames=3)
-    (a, b), (c, _) = window.past
-    want = torch.stack([torch.cat([a, b, window.newest[0]]), torch.cat([c, b, window.newest[1]])])
-    assert window.frames == 9 and len(window) == 2
-    assert torch.equal(window.whole(), want)
-    assert torch.equal(window.pick((0, 4, 8)), want[:, [0, 4, 8]])
-    assert torch.equal(window[1:2].pick((8, 2)), want[1:, [8, 2]])
-    assert window.twins((0, 2, 3, 5, 6)) == ((0, 0, 0, 0, 0), (1, 1, 0, 0, 1))
-    assert window[1:2].twins((0, 5)) == ((0, 0),)
-
-
-def test_a_window_without_a_past_is_the_newest_chunk_itself():
-    newest = torch.rand(2, 3, 3, 2, 2)
-    for window in (Window(newest), Window(newest, ((), ()))):
-        assert window.whole() is newest
-        assert torch.equal(window.pick((2,)), newest[:, 2:])
-        assert window.twins(range(3)) == ((0, 0, 0), (1, 1, 1))
-
-
-def test_frames_that_only_look_alike_are_not_taken_for_the_same():
-    chunk = torch.rand(3, 3, 2, 2)
-    window = Window(torch.rand(2, 3, 3, 2, 2), ((chunk,), (chunk.clone(),)))
-    assert window.twins((0,)) == ((0,), (1,))
-    # Nor is a chunk that another row holds at another place.
-    moved = Window(window.newest, ((chunk, chunk.clone()), (chunk.clone(), chunk)))
-    assert moved.twins((0, 3)) == ((0, 0), (1, 1))
-
-
-def test_a_reward_that_picks_is_handed_its_frames_alone_and_others_all_of_them():
-    window = story(["ab", "ab", "cb"], size=(4, 4))
-    whole, picky, plain = window.whole(), Picky(), Noting()
-    for reward in (picky, plain):
-        scorer(reward, batch_rows=2).rate_videos([window], [PLACE])
-    assert torch.equal(torch.cat([c.frames for c in picky.clips]), whole[:, [0, 18, 34]])
-    assert [clip.twins for clip in picky.clips] == [((0, 0, 0), (0, 0, 1)), ((0, 0, 0),)]
-    assert all(clip.picked for clip in picky.clips)
-    assert torch.equal(torch.cat([c.frames for c in plain.clips]), whole)
-    assert plain.clips[0].twins == ((0,) * 36, (0,) * 24 + (1,) * 12)
-    assert not plain.clips[0].picked
-
-
-def test_a_new_frame_that_is_broken_spoils_the_score_though_it_was_not_picked(reward):
-    window = story(STORIES["two pairs from the start"])
-    want = scorer(reward).rate_videos([window], [PLACE])
-    assert 26 not in sampled_frames(36, FPS)
-    window.newest[2, 2, 1, 5, 5] = math.inf
-    got = scorer(reward).rate_videos([window], [PLACE])
-    assert got[2].isnan() and torch.equal(got[[0, 1, 3]], want[[0, 1, 3]])
 
 
 @pytest.mark.parametrize(
@@ -334,3 +237,44 @@ def test_at_full_size_shared_work_is_counted_right(case):
     behind, head = 4 * 4 * 1536 * sum(ids.back), 4 * 3 * 2 * 1536
     want = reward.flops_together(twins, 480, 832, FPS)
     assert counter.get_total_flops() == want + hidden + behind + head
+
+
+@pytest.mark.gpu
+def test_sharing_never_waits_for_the_gpu_and_scores_as_the_plain_way(tmp_path):
+    write_folder(tmp_path, "videoalign")
+    reward = load_reward("videoalign", "cuda", str(tmp_path), torch.bfloat16)
+    window = story(STORIES["three generations"])
+    there = Window(window.newest.cuda(), moved(window.past, "cuda"))
+    room = Scorer(None, reward, RewardSettings(), MemorySettings(), False)
+    room.rate_videos([there], [PLACE])  # warm: the prompt's ids and the tables go up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        shared = room.rate_videos([there], [PLACE])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert reward.prepare(clip_for(reward, there, PLACE)).kin is not None
+    plain = reward.score(Clip(there.whole(), PLACE.prompt, FPS, 4))
+    exact = load_reward("videoalign", "cpu", str(tmp_path)).score(
+        Clip(window.whole(), PLACE.prompt, FPS, 4)
+    )
+    off, plain_off = ((x.cpu() - exact).abs().max() for x in (shared, plain))
+    assert off <= max(2 * plain_off, 0.01)
+
+
+@pytest.mark.gpu
+def test_a_captured_forward_of_kin_scores_new_patches(tmp_path):
+    write_folder(tmp_path, "videoalign")
+    reward = load_reward("videoalign", "cuda", str(tmp_path), torch.bfloat16)
+    ask, other = (
+        reward.prepare(clip_for(reward, Window(newest.cuda(), moved(window.past, "cuda")), PLACE))
+        for window in [story(STORIES["two pairs that part late"])]
+        for newest in (window.newest, window.newest.flip(0))
+    )
+    reward.forward(ask)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        scores = reward.forward(ask)
+    ask.patches.copy_(other.patches)
+    graph.replay()
+    assert torch.allclose(scores, reward.forward(other), atol=1e-2)
