@@ -144,6 +144,10 @@ class CapturedNetwork:
             0
         ].clone()
 
+    def read_parts(self, parts: Any, at: Tensor) -> Tensor:
+        """Called, not recorded: the shapes follow how histories branch, and few launches do much work."""
+        return self.net.read_parts(parts, at)
+
 
 class CapturedCall:
     """A network that takes frames and returns a named tuple of tensors, recorded by shape."""

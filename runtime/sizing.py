@@ -36,7 +36,9 @@ GIB = 1 << 30
 PHASES = ("always", "text", "denoise", "decode", "reward")
 # Weights of the published rewards, in two bytes each, and the activations of one forward of their own batch size.
 PUBLISHED = {"hpsv3": (7_748_610_610, 2 * GIB), "videoalign": (2_208_563_200, GIB)}
-COPIED = {"videoalign": 4}  # of its window one frame in so many: every eighth, and the different ones again
+COPIED = {
+    "videoalign": 4
+}  # of its window one frame in so many: every eighth, and the different ones again
 TINY_DECODER = 11_300_000  # weights of a decoder of TAEHV's form, about
 STEPS_OF_ADVICE: tuple[tuple[str, Callable[[Settings], Any]], ...] = (
     ("run.offload_text", lambda s: True),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from runtime.backends import captured
 from runtime.rewards import load_reward
 from runtime.rewards.qwen2vl import Qwen2VL
 from runtime.rewards.qwen2vl_judge import Judge
@@ -114,6 +115,18 @@ class Graphs:
 
     def __init__(self, net: Qwen2VL) -> None:
         self.look, self.embed, self.read = net.look, net.embed, net.read
+
+
+def test_a_recorded_network_shares_as_well(reward, monkeypatch):
+    """What ``reward.backend=captured`` puts in the network's place, rehearsed on the CPU."""
+    window = story(STORIES["three generations"])
+    clip = clip_for(reward, window, PLACE)
+    want, reads = reward.detail(clip), []
+    inner = reward.judge.net
+    monkeypatch.setattr(inner, "read", lambda *asked: reads.append(asked))
+    monkeypatch.setattr(reward.judge, "net", captured(inner, torch.device("cpu"), "rehearsal"))
+    assert torch.allclose(reward.detail(clip), want, atol=1e-5, rtol=1e-5)
+    assert not reads
 
 
 @torch.no_grad()
