@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from runtime.kernels.reward_patches import PatchFormat, reward_patches
 from runtime.rewards import load_reward
-from runtime.rewards.qwen2vl import Qwen2VL, Qwen2VLConfig, Words
+from runtime.rewards.qwen2vl import Part, Qwen2VL, Qwen2VLConfig, Words
 from runtime.rewards.qwen2vl_text import DecoderConfig
 from runtime.rewards.qwen2vl_vision import PATCH_VALUES, VisionConfig
 from runtime.types import Clip
@@ -99,6 +99,24 @@ def test_the_decoder_reads_the_stock_hidden_states(ours, stock, at):
     positions = torch.arange(13).expand(3, 2, -1)
     want = stock.language_model(input_ids=ids, position_ids=positions).last_hidden_state[:, at]
     assert close(ours.model(ours.model.embed_tokens(ids), torch.tensor(at)), want)
+
+
+@torch.no_grad()
+def test_rows_that_branch_off_one_another_read_the_stock_hidden_states(ours, stock):
+    """Five tokens of all, three of each pair, five of each row; the stock model reads every row from its beginning."""
+    draw = generator_of(2)
+    ids = [
+        torch.randint(0, IMAGE, (rows, length), generator=draw)
+        for rows, length in ((1, 5), (2, 3), (4, 5))
+    ]
+    rows = torch.cat((ids[0].expand(4, -1), ids[1][[0, 1, 1, 0]], ids[2]), 1)
+    positions = torch.arange(13).expand(3, 4, -1)
+    want = stock.language_model(input_ids=rows, position_ids=positions).last_hidden_state[
+        :, [9, 12]
+    ]
+    parents = (0,), (0, 0), (0, 1, 1, 0)
+    parts = [Part(ours.embed(x), own) for x, own in zip(ids, parents, strict=True)]
+    assert close(ours.read_parts(parts, torch.tensor([1, 4])), ours.rm_head(want))
 
 
 @torch.no_grad()

@@ -60,6 +60,24 @@ def test_a_score_is_the_mean_of_mu_over_frames_asked_one_by_one_with_the_whole_c
     assert want.std() > 1e-3  # a constant would pass all the same
 
 
+def test_a_known_hidden_state_scores_as_worked_out_by_hand(reward, monkeypatch):
+    """Width 32: the first layer passes channel 0 and its negative on, the second doubles, the third adds one."""
+    first, _, _, second, _, third = reward.judge.net.rm_head
+    for layer in (first, second, third):
+        for values in layer.parameters():
+            monkeypatch.setattr(values, "data", torch.zeros_like(values))
+    first.weight.data[0, 0], first.weight.data[1, 0] = 1.0, -1.0
+    second.weight.data[0, 0], second.weight.data[1, 1], second.bias.data[1] = 2.0, 3.0, -1.0
+    third.weight.data[0, 0], third.weight.data[0, 1], third.bias.data[0] = 1.0, -1.0, 1.0
+    third.weight.data[1], third.bias.data[1] = 7.0, 7.0  # sigma, which nobody reads
+    hidden = torch.zeros(4, 1, 32)
+    hidden[:, 0, 0] = torch.tensor([0.5, -0.25, -2.0, 0.0])
+    monkeypatch.setattr(reward.judge.net.model, "forward", lambda x, at: hidden)
+    # relu(2 h) - relu(3 relu(-h) - 1) + 1
+    want = [2.0, 1.0, 1.0 - 5.0, 1.0]
+    assert reward.score(clip(2, 2)).tolist() == [sum(want[:2]) / 2, sum(want[2:]) / 2]
+
+
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_a_score_does_not_depend_on_how_the_batch_is_cut(reward, rows):
     some = clip()

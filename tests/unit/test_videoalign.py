@@ -89,6 +89,26 @@ def test_a_score_is_the_sum_of_three_normalised_outputs_each_at_its_token(reward
     assert want.std(0).min() > 1e-3
 
 
+def test_a_known_hidden_state_scores_as_worked_out_by_hand(reward, monkeypatch):
+    """Three tokens' hidden states pick out one weight each; with three outputs a token reads its own row of the head."""
+    head = reward.judge.net.rm_head
+    table = torch.arange(float(head.weight.numel())).view_as(head.weight) / 8
+    monkeypatch.setattr(head.weight, "data", table)
+    hidden = torch.zeros(1, 3, 32)
+    for token, (channel, value) in enumerate(((4, 1.0), (9, -2.0), (30, 0.5))):
+        hidden[0, token, channel] = value
+    monkeypatch.setattr(reward.judge.net.model, "forward", lambda x, at: hidden)
+    said = (4 / 8, -2 * 9 / 8, 0.5 * 30 / 8)
+    if head.out_features == 3:
+        said = (4 / 8, -2 * (32 + 9) / 8, 0.5 * (64 + 30) / 8)
+    want = [
+        (s - m) / d
+        for s, m, d in zip(said, (3.6757, 1.1646, 2.8105), (2.2476, 1.3811, 2.5121), strict=True)
+    ]
+    assert reward.detail(clip(1))[0].tolist() == pytest.approx(want, rel=1e-5)
+    assert reward.score(clip(1)).item() == pytest.approx(sum(want), rel=1e-5)
+
+
 def test_outputs_of_zero_score_what_the_published_constants_say(reward, monkeypatch):
     head = reward.judge.net.rm_head
     monkeypatch.setattr(head, "forward", lambda x: torch.zeros(*x.shape[:-1], head.out_features))
