@@ -69,7 +69,8 @@ class Kin:
         G = len(self.pictures[0])
         groups = [len({shown[: place + 1] for shown in self.pictures}) for place in range(G)]
         cuts = [place for place in range(1, G) if groups[place] > groups[place - 1]]
-        found, before = [], [()]
+        found: list[Stretch] = []
+        before: list[tuple[int, ...]] = [()]
         for first, last in pairwise((0, *cuts, G)):
             begun = list(dict.fromkeys(shown[:last] for shown in self.pictures))
             now = list(self.pictures) if last == G else begun

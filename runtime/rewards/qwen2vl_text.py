@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -221,8 +221,10 @@ class Decoder(nn.Module):
             kept.append(pairs)
         return [*kept, last.pairs(x, turn, its_past)]
 
-    def _layers(self, past: Sequence[Pairs]) -> list[tuple[nn.Module, Pairs | None]]:
-        return list(zip(self.layers, past or [None] * len(self.layers), strict=True))
+    def _layers(self, past: Sequence[Pairs]) -> list[tuple[Any, Pairs | None]]:
+        """The layers, each with its part of the past."""
+        pasts: Sequence[Pairs | None] = past or [None] * len(self.layers)
+        return list(zip(self.layers, pasts, strict=True))
 
     def _turn(self, before: int, x: Tensor) -> Turn:
         """Of the tokens x behind ``before`` others."""
