@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.kernels.philox import upload
 from runtime.rewards.graphs import WholeNetwork
 from runtime.rewards.sprites_net import (
     CELLS,
@@ -106,10 +107,16 @@ class VideoNet(nn.Module):
 
     def forward(self, frames: Tensor) -> ClipReading:
         """Seen frames [B, n, 3, 96, 96] in [0, 1] -> ClipReading."""
-        count = frames.shape[:2]
-        fine, coarse = self.encoder(frames.flatten(0, 1))
-        look = F.gelu(self.look(pool(coarse))).unflatten(0, count)  # [B, n, 64]
-        moments, total = (part.unflatten(0, count) for part in self.places(fine))
+        seen = self.see(frames.flatten(0, 1))
+        return self.follow(*(part.unflatten(0, frames.shape[:2]) for part in seen))
+
+    def see(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What each of the frames [N, 3, 96, 96] shows by itself: looks [N, 64], places [N, K, 2, 2], weights [N, K]."""
+        fine, coarse = self.encoder(frames)
+        return F.gelu(self.look(pool(coarse))), *self.places(fine)
+
+    def follow(self, look: Tensor, moments: Tensor, total: Tensor) -> ClipReading:
+        """What ``see`` makes of each clip's frames, [B, n, ...] each -> ClipReading."""
         heads = moments.flatten(3)  # [B, n, K, 4]
         place = self.object_place(heads.flatten(2))  # [B, n, 4]
         sequence = torch.cat(
@@ -189,12 +196,28 @@ class SpritesVideoReward:
         reward.net = WholeNetwork(graphs["whole"], ClipReading)
         return reward
 
+    def picks(self, frames: int, fps: int) -> range:
+        """See ``seen_frames``."""
+        return seen_frames(frames)
+
+    def _read(self, clip: Clip) -> ClipReading:
+        """Every different frame is looked at once, whoever shows it; a graph looks at all."""
+        frames = check_shape(clip.frames)
+        seen = range(frames.shape[1]) if clip.picked else seen_frames(frames.shape[1])
+        if not clip.twins or not isinstance(self.net, VideoNet):
+            return self.net(prepare(frames[:, seen.start :: seen.step], self.device))
+        shown = [(row[frame], frame) for row in clip.twins for frame in seen]
+        numbers = {place: number for number, place in enumerate(dict.fromkeys(shown))}
+        different = torch.stack([frames[row, frame] for row, frame in numbers])
+        index = upload([numbers[place] for place in shown], torch.int64, self.device)
+        parts = self.net.see(prepare(different[None], self.device)[0])
+        count = len(frames), len(seen)
+        return self.net.follow(*(part.index_select(0, index).unflatten(0, count) for part in parts))
+
     @torch.inference_mode()
     def detail(self, clip: Clip) -> Tensor:
         """[B, 3] fp32: visual quality VQ, motion quality MQ, text alignment TA, each about 0 to 1."""
-        frames = check_shape(clip.frames)
-        picked = frames[:, (frames.shape[1] - 1) % STRIDE :: STRIDE]
-        reading = self.net(prepare(picked, self.device))
+        reading = self._read(clip)
         ids = known_words(clip.prompt, self.words)
         return torch.stack((reading.visual, reading.motion, agreement(reading.words, ids)), 1)
 

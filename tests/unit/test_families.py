@@ -110,6 +110,21 @@ def test_each_different_picture_is_looked_at_once_and_each_common_beginning_read
     assert read == Counter([(1, before + 3 * 6), (2, 6), (4, 6 + after)])
 
 
+@pytest.mark.parametrize("rows", STORIES.values(), ids=STORIES)
+def test_the_embedded_reward_looks_at_each_frame_once(rows, monkeypatch):
+    video = load_reward("sprites-video")
+    window, looked = story(rows, size=(96, 96), frames=6), []
+    want = video.detail(Clip(window.whole(), PLACE.prompt, FPS, 4))
+    see = video.net.see
+    monkeypatch.setattr(video.net, "see", lambda frames: looked.append(len(frames)) or see(frames))
+    clip = clip_for(video, window, PLACE)
+    assert clip.picked and torch.allclose(video.detail(clip), want, atol=1e-5)
+    chunks = len({(at, letter) for row in rows for at, letter in enumerate(row)}) + 4
+    assert looked == [3 * chunks]
+    whole = Clip(window.whole(), PLACE.prompt, FPS, 4, window.twins(range(window.frames)))
+    assert torch.equal(video.detail(whole), video.detail(clip))
+
+
 class Graphs:
     """A network that only has what ``Network`` asks for, as exported graphs do."""
 
