@@ -102,9 +102,9 @@ def test_at_full_size_an_eighth_of_the_window_is_copied():
     like = torch.empty(12, 3, 480, 832, dtype=torch.bfloat16, device="meta")
     chunks = [like[3:].clone(), *(like.clone() for _ in range(8))]
     window = Window(torch.stack([like] * 4), (tuple(chunks),) * 4)
-    one_frame = 3 * 480 * 832 * 2
+    one_frame, seen = 3 * 480 * 832 * 2, sampled_frames(117, FPS)
     with Copied() as picked:
-        clip_for(Picky(sampled_frames), window, PLACE)
+        clip_for(Picky(lambda frames, fps: seen), window, PLACE)
     assert picked.bytes == 4 * 14 * one_frame == 134_184_960
     with Copied() as whole:
         clip_for(Noting(), window, PLACE)
