@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,10 @@ def trace(piece: Piece) -> Any:
         )
         assert program is not None
         optimizer.optimize_ir(
-            program.model, input_size_limit=FOLDED_ELEMENTS, output_size_limit=FOLDED_ELEMENTS
+            program.model,
+            input_size_limit=FOLDED_ELEMENTS,
+            output_size_limit=FOLDED_ELEMENTS,
+            should_fold=lambda node: False if is_transposed_weight(node) else None,
         )
     return program.model
 
@@ -175,15 +178,12 @@ def save(model: Any, path: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter's remarks on packages that nobody asked for."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx")
-    levels: Mapping[str, int] = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
+    """Without the exporter's remarks on packages that nobody asked for."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+    finally:
+        logging.disable(before)

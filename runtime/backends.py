@@ -235,7 +235,8 @@ def _on_graphs(
     except failure as error:
         backing.give_way(_first_line(error))
     else:
-        model.net = GivesWay(model.net, failure, lambda: by_torch().net, backing)
+        if failure:
+            model.net = GivesWay(model.net, failure, lambda: by_torch().net, backing)
         return model, backing
     return by_torch(), backing
 
