@@ -94,7 +94,9 @@ def main(arguments: Sequence[str], hub: Hub | None = None) -> int:
         return _fail(1, f"{error}; {_advice(error, names, home)}")
     except (RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.errno in FULL:
-            error = RuntimeError(f"the disk is full ({error}); make room and run the same command again")
+            error = RuntimeError(
+                f"the disk is full ({error}); make room and run the same command again"
+            )
         return _fail(1, str(error))
     except KeyboardInterrupt:
         return _fail(130, "stopped; what has arrived is kept, the same command goes on from there")

@@ -154,9 +154,7 @@ def _sentence(error: BaseException) -> str:
 
 def is_hex(text: object, *lengths: int) -> bool:
     """Whether ``text`` is lower-case hexadecimal of one of ``lengths``."""
-    return (
-        isinstance(text, str) and len(text) in lengths and not text.strip("0123456789abcdef")
-    )
+    return isinstance(text, str) and len(text) in lengths and not text.strip("0123456789abcdef")
 
 
 def check_file(path: Path, wanted: RemoteFile) -> None:

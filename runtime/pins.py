@@ -97,13 +97,19 @@ def settle(part: Part, pinned: Listing | None, hub: Hub, chosen: str, update: bo
             return pinned
     found = hub.resolve(part.repo, wanted)
     if wanted and found.revision != wanted:
-        raise HubError("broken", f"{part.repo}: asked for {wanted}, got {found.revision}", part.repo)
+        raise HubError(
+            "broken", f"{part.repo}: asked for {wanted}, got {found.revision}", part.repo
+        )
     lost = [file.path for file in part.files if file.path not in found.files]
     if lost:
         raise HubError(
             "missing", f"{part.repo} has no {', '.join(lost)} at {found.revision}", part.repo
         )
-    known = {} if found.revision != part.revision else {f.path: f.sha256 for f in part.files if f.sha256}
+    known = (
+        {}
+        if found.revision != part.revision
+        else {f.path: f.sha256 for f in part.files if f.sha256}
+    )
     taken = {file.path: found.files[file.path] for file in part.files}
     if pinned is not None and pinned.revision == found.revision:
         taken = dict(pinned.files) | taken

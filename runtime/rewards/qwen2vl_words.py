@@ -123,6 +123,11 @@ def read_tokeniser(path: Path, marks: tuple[str, ...], vocab_size: int) -> Token
     return tokeniser
 
 
+def rubric_command(name: str, folder: Path) -> str:
+    """The command that writes the rubric of the reward called ``name`` into its folder."""
+    return f"python -m runtime.rewards.rubric {name} --from PATH_OF_ITS_AUTHORS_CODE -o {folder}"
+
+
 def read_rubric(path: Path, marks: tuple[str, ...]) -> str:
     """The text in ``path``. ValueError unless it has one place for the prompt and each of ``marks`` once, in order."""
     if not path.is_file():
