@@ -142,7 +142,9 @@ def _videoalign_facts(path: Path, table: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{path}: {name}: want mean and std {want}, as the reward scores, got {got}")  # fmt: skip
     extra: dict[str, Any] = {"output_dim": model.get("output_dim", 1)}
     if "max_frame_pixels" in pictures:
-        extra["max_pixels"] = pictures["max_frame_pixels"]
+        extra["max_pixels"] = most = pictures["max_frame_pixels"]
+        if type(most) is not int or most < 1:
+            raise ValueError(f"{path}: max_frame_pixels: want a whole number, got {most!r}")
     return extra
 
 
@@ -173,7 +175,8 @@ def _write(
     rows = embedding.tensor.shape[0]
     text = dataclasses.replace(config.text, vocab_size=max(rows, 1))
     table = {**dataclasses.asdict(text), "vision_config": dataclasses.asdict(config.vision)}
-    table |= {"min_pixels": kind.pixels.least, "max_pixels": kind.pixels.most} | extra
+    most = extra.get("max_pixels", kind.pixels.most)
+    table |= {"min_pixels": min(kind.pixels.least, most), "max_pixels": most} | extra
     with torch.device("meta"):
         net = Qwen2VL(Qwen2VLConfig(text, config.vision), kind.head(text.hidden_size, table))
     wanted = {name: tuple(value.shape) for name, value in net.state_dict().items()}

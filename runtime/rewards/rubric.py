@@ -22,7 +22,7 @@ from typing import NoReturn
 from runtime import manifest
 from runtime.rewards import hpsv3, videoalign
 from runtime.rewards.qwen2vl_words import PLACE, read_rubric
-from runtime.rewards.templates import Found, Hole, as_format, find_templates, read_sources
+from runtime.rewards.templates import Found, Hole, Template, as_format, find_templates, read_sources
 
 FILE = "rubric.txt"
 MARKS = {"hpsv3": hpsv3.KIND.marks, "videoalign": videoalign.KIND.marks}
@@ -67,12 +67,8 @@ def extract(reward: str, source: Path, name: str = "") -> tuple[str, Found]:
     """The rubric of ``reward`` in the authors' ``source``, and where it stood. ValueError lists what fits, if not one text."""
     marks = MARKS[reward]
     fitting: dict[str, Found] = {}
-    for found in _templates(source):
-        template = as_format(found.template)
-        holes = [piece for piece in template if isinstance(piece, Hole)]
-        text = "".join(piece if isinstance(piece, str) else PLACE for piece in template)
-        if len(holes) == 1 and _fits(text, marks):
-            fitting.setdefault(text, found)
+    for found in _templates(source, marks):
+        fitting.setdefault(_text(found.template), found)
     chosen = {text: found for text, found in fitting.items() if name in ("", found.label)}
     if len(chosen) == 1:
         return next(iter(chosen.items()))
@@ -85,16 +81,25 @@ def extract(reward: str, source: Path, name: str = "") -> tuple[str, Found]:
     raise ValueError(f"{source}: say with --name which text to take: {places}")
 
 
-def _templates(source: Path) -> list[Found]:
+def _templates(source: Path, marks: tuple[str, ...]) -> list[Found]:
     try:
-        return list(find_templates(read_sources(source)))
+        return list(find_templates(read_sources(source), lambda template: _fits(template, marks)))
     except RecursionError:
         raise ValueError(f"{source}: nests too deeply; name the file that holds the text") from None
 
 
-def _fits(text: str, marks: tuple[str, ...]) -> bool:
+def _fits(template: Template, marks: tuple[str, ...]) -> bool:
+    """Whether there is one place for the prompt, and every mark once and in order."""
+    holes = [piece for piece in as_format(template) if isinstance(piece, Hole)]
+    text = _text(template)
     places = [text.find(mark) for mark in marks]
-    return all(text.count(piece) == 1 for piece in (PLACE, *marks)) and places == sorted(places)
+    once = all(text.count(piece) == 1 for piece in (PLACE, *marks))
+    return len(holes) == 1 and once and places == sorted(places)
+
+
+def _text(template: Template) -> str:
+    pieces = as_format(template)
+    return "".join(piece if isinstance(piece, str) else PLACE for piece in pieces)
 
 
 def write_rubric(text: str, target: Path, marks: tuple[str, ...]) -> Path:

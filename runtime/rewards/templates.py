@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ast
 import string
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 MAX_FILES = 2000
@@ -56,6 +56,15 @@ class Scope:
         return self.shared.get(name)
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a walk is: the file, what its names mean, and what the expression is for."""
+
+    path: Path
+    scope: Scope
+    label: str
+
+
 def read_sources(place: Path) -> dict[Path, ast.Module]:
     """The parsed .py files of a folder, or the one file. ValueError when there are none or far too many."""
     paths = sorted(place.rglob("*.py")) if place.is_dir() else [place]
@@ -84,8 +93,10 @@ def read_sources(place: Path) -> dict[Path, ast.Module]:
     return sources
 
 
-def find_templates(sources: dict[Path, ast.Module]) -> Iterator[Found]:
-    """Every expression in the sources that is a template, a wide one before what it is made of."""
+def find_templates(
+    sources: dict[Path, ast.Module], fits: Callable[[Template], bool]
+) -> Iterator[Found]:
+    """Every expression in the sources that may be a template which ``fits``, without what that is made of."""
     shared: dict[str, tuple[Scope, ast.expr] | None] = {}
     read: dict[int, list[Template]] = {}
     scopes = {}
@@ -98,7 +109,7 @@ def find_templates(sources: dict[Path, ast.Module]) -> Iterator[Found]:
             same = there is None and name not in shared
             shared[name] = (scope, value) if same else _agreed(there, value)
     for path, tree in sources.items():
-        yield from _walk(tree, path, scopes[path], "")
+        yield from _walk(tree, Site(path, scopes[path], ""), fits)
 
 
 def _agreed(there: tuple[Scope, ast.expr] | None, value: ast.expr) -> tuple[Scope, ast.expr] | None:
@@ -116,25 +127,27 @@ def _assignments(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, ast.expr]]:
             yield node.target.id, node.value
 
 
-def _walk(node: ast.AST, path: Path, scope: Scope, label: str) -> Iterator[Found]:
+def _walk(node: ast.AST, site: Site, fits: Callable[[Template], bool]) -> Iterator[Found]:
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-        label = node.targets[0].id
+        site = replace(site, label=node.targets[0].id)
     elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-        label = node.name
+        site = replace(site, label=node.name)
     if isinstance(node, ast.Dict):
         for key, value in zip(node.keys, node.values, strict=True):
-            own = f"{label}.{key.value}" if isinstance(key, ast.Constant) else label
-            yield from _walk(value, path, scope, own)
+            named = isinstance(key, ast.Constant) and site.label
+            own = f"{site.label}.{key.value}" if named else site.label  # type: ignore[union-attr]
+            yield from _walk(value, replace(site, label=own), fits)
         return
     if isinstance(node, ast.expr) and not isinstance(node, ast.Name | ast.Attribute):
-        templates = Reader(scope).read(node)
-        if any(len(template) > 1 or "{" in str(template[:1]) for template in templates):
-            used = [name.id for name in ast.walk(node) if isinstance(name, ast.Name) and scope.find(name.id)]  # fmt: skip
-            own = "+".join(dict.fromkeys(used)) or label
-            for template in templates:
-                yield Found(template, path, node.lineno, own)
+        fitting = [template for template in Reader(site.scope).read(node) if fits(template)]
+        if fitting:
+            names = (part.id for part in ast.walk(node) if isinstance(part, ast.Name))
+            label = "+".join(dict.fromkeys(name for name in names if site.scope.find(name)))
+            for template in fitting:
+                yield Found(template, site.path, node.lineno, label or site.label)
+            return
     for child in ast.iter_child_nodes(node):
-        yield from _walk(child, path, scope, label)
+        yield from _walk(child, site, fits)
 
 
 class Reader:
