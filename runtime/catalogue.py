@@ -61,7 +61,12 @@ class Row:
     name: str
     what: str
     parts: tuple[Part, ...]
-    use: str  # the command, or the option, that runs it
+    use: str  # the command that runs it
+    becomes: str = ""  # the conversion, and the folder it makes; "": called as the row
+
+    @property
+    def folder(self) -> str:
+        return self.becomes or self.name
 
     @property
     def bytes(self) -> int:
@@ -243,7 +248,8 @@ CATALOGUE = {
             "wan-1.3b-diffusers",
             "the same model in the diffusers layout",
             (_WAN_DIFFUSERS,),
-            f"{_RUN} wan-1.3b --set run.weights=FOLDER",
+            f"{_RUN} wan-1.3b",
+            becomes="wan-1.3b",
         ),
         Row(
             "longlive",

@@ -2,7 +2,7 @@
 
 It first shows what it would take: files, sizes, licences and the disk they need. Files come from the hub at a pinned
 commit and are checked against the digests that the hub states; then they are converted into ``<home>/<name>/``. Exit
-codes: 0 done, 1 the machine or the hub failed, 2 the call was wrong, 130 stopped. Every error is one line on stderr.
+codes: 0 done, 1 the machine or the hub failed, 2 the call was wrong, 130 and 143 stopped. Every error is one line on stderr.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from runtime.__main__ import Terminated, complain, say, stopped_by_sigterm
 from runtime.catalogue import CATALOGUE, Part, Row, find_row
 from runtime.hub import FULL, Hub, HubError, HuggingFace, Listing, RemoteFile, check_file, discard
+from runtime.manifest import MANIFEST
 from runtime.pins import parse_revisions, read_pins, settle, write_pins
 from runtime.settings import weights_home
-from runtime.shards import FolderWriter
+from runtime.weights import read_config
 
+RUBRIC = "rubric.txt"  # of some rewards; the user put it there
 SOURCES = "sources"  # a folder of links for each thing that is being converted
 
 
@@ -69,37 +72,41 @@ class Order:
         return sum(file.file.bytes for files in self.files.values() for file in files)
 
 
-def main(arguments: Sequence[str], hub: Hub | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, hub: Hub | None = None) -> int:
     """The exit code. ``hub`` is Hugging Face's unless a test brings its own."""
-    names: list[str] = []
-    home = Path()
     try:
-        options = _parse(arguments)
-        if options.list:
-            _say(*_catalogue())
-            return 0
-        names = list(dict.fromkeys(options.names))
-        rows = [find_row(name) for name in names]
-        home = Path(options.output) if options.output else weights_home()
+        with stopped_by_sigterm():
+            run(_parse(arguments), hub)
+        return 0
+    except KeyboardInterrupt as stop:
+        complain("stopped", "what has arrived is kept; the same command goes on from there")
+        return 143 if isinstance(stop, Terminated) else 130
+    except (ValueError, RuntimeError, OSError, ImportError, MemoryError) as error:
+        full = isinstance(error, OSError) and error.errno in FULL
+        advice = "; the disk is full: make room and run the same command again" if full else ""
+        complain("error", f"{error}{advice}")
+        return 2 if isinstance(error, ValueError) else 1
+
+
+def run(options: argparse.Namespace, hub: Hub | None = None) -> None:
+    """Do what the options say."""
+    if options.list:
+        say("\n".join(_catalogue()))
+        return
+    rows = [find_row(name) for name in dict.fromkeys(options.names)]
+    home = Path(options.output).expanduser() if options.output else weights_home()
+    convert = not options.no_convert
+    try:
         order = place_order(rows, home, hub or HuggingFace(), options)
-        _say(*_shown(order, convert=not options.no_convert))
-        check_room(order, convert=not options.no_convert)
+        if not order.files:
+            return
+        say("\n".join(_shown(order, convert)))
+        check_room(order, convert)
         if not options.yes:
             _confirm()
-        carry_out(order, convert=not options.no_convert)
-        return 0
-    except ValueError as error:
-        return _fail(2, str(error))
+        carry_out(order, convert)
     except HubError as error:
-        return _fail(1, f"{error}; {_advice(error, names, home)}")
-    except (RuntimeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in FULL:
-            error = RuntimeError(
-                f"the disk is full ({error}); make room and run the same command again"
-            )
-        return _fail(1, str(error))
-    except KeyboardInterrupt:
-        return _fail(130, "stopped; what has arrived is kept, the same command goes on from there")
+        raise RuntimeError(f"{error}; {_advice(error, rows, home)}") from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -107,7 +114,7 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(
         prog="python -m runtime.fetch",
         description="Fetch published weights at pinned commits, check them and convert them.",
@@ -122,7 +129,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--no-convert", action="store_true", help="download and check, but do not convert")
     add("--update", action="store_true", help="settle on commits anew instead of keeping the pinned ones")  # fmt: skip
     add("--revision", action="append", default=[], metavar="REPO=COMMIT", help="take this commit of a repository")  # fmt: skip
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_args(arguments)
     if not options.list and not options.names:
         raise ValueError(f"say what to fetch: {', '.join(CATALOGUE)}; --list tells more")
     return options
@@ -144,10 +151,11 @@ def place_order(rows: Sequence[Row], home: Path, hub: Hub, options: argparse.Nam
             update = options.update and part.repo not in settled
             listing = settle(part, before, hub, chosen.get(part.repo, ""), update)
             if before is None or listing.revision != before.revision:
-                _say(f"{part.repo}: pinned to {listing.revision}")
+                say(f"{part.repo}: pinned to {listing.revision}")
             settled[part.repo] = listing
             wanted += _wanted(part, listing, hub)
-        files[row.name] = tuple(wanted)
+        if options.no_convert or not _is_done(row, home, wanted, options.update):
+            files[row.name] = tuple(wanted)
     if settled != {repo: pins.get(repo) for repo in settled}:
         write_pins(home, pins | settled)
     return Order(home, hub, files)
@@ -157,6 +165,33 @@ def _wanted(part: Part, listing: Listing, hub: Hub) -> Iterator[Wanted]:
     for file in part.files:
         held = hub.held(part.repo, file.path, listing.revision)
         yield Wanted(part, file.path, listing.revision, listing.files[file.path], held)
+
+
+def _is_done(row: Row, home: Path, files: Sequence[Wanted], update: bool) -> bool:
+    """Whether what is asked lies there converted. ValueError when something else does and may not be replaced."""
+    target = home / row.folder
+    if not target.is_dir() or not any(target.iterdir()):
+        return False
+    made_of = _made_of(target)
+    if made_of == _origin(files):
+        say(f"{row.name}: is in {target} already; run: {row.use}")
+        return True
+    if not made_of:
+        raise ValueError(f"{target}: was not fetched and will not be replaced; name another place with -o DIR")  # fmt: skip
+    if not update:
+        raise ValueError(f"{target}: was made of {made_of}; add --update to replace it by {_origin(files)}")  # fmt: skip
+    return False
+
+
+def _made_of(target: Path) -> str:
+    """What the manifest of a converted folder says it was made of; "" without one."""
+    path = target / MANIFEST
+    facts = read_config(path).get("facts") if path.is_file() else None
+    return str(facts.get("source", "")) if isinstance(facts, dict) else ""
+
+
+def _origin(files: Sequence[Wanted]) -> str:
+    return ", ".join(dict.fromkeys(f"{file.part.repo}@{file.revision}" for file in files))
 
 
 def check_room(order: Order, convert: bool) -> None:
@@ -196,7 +231,8 @@ def carry_out(order: Order, convert: bool) -> None:
             _convert(find_row(name), source, order.home, files)
             shutil.rmtree(source)
         else:
-            _say(f"{name}: checked; convert with: python -m runtime.convert {name} {source} -o {order.home}")  # fmt: skip
+            target = order.home / find_row(name).folder
+            say(f"{name}: checked; convert with: python -m runtime.convert {target.name} {source} -o {target}")  # fmt: skip
 
 
 def _check(path: Path, wanted: Wanted) -> None:
@@ -212,17 +248,28 @@ def _check(path: Path, wanted: Wanted) -> None:
 
 
 def _convert(row: Row, source: Path, home: Path, files: Sequence[Wanted]) -> None:
-    from runtime.convert import find_conversion  # torch comes with it
+    """Convert into ``home``; what lies there is replaced once the new folder is whole, and its rubric goes over."""
+    from tqdm import tqdm
 
-    convert = find_conversion(row.name)
-    revisions = {file.part.repo: file.revision for file in files}
-    with FolderWriter(home / row.name) as out:
-        out.facts(
-            source=", ".join(f"{repo}@{revision}" for repo, revision in revisions.items()),
-            licence=", ".join(row.licences),
-        )
-        convert(source, out)
-    _say(f"{row.name}: ready in {home / row.name}; run: {row.use}")
+    from runtime.convert import find_conversion
+    from runtime.shards import FolderWriter
+
+    target = home / row.folder
+    fresh, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
+    if (target / RUBRIC).is_file():
+        shutil.copyfile(target / RUBRIC, source / RUBRIC)
+    convert = find_conversion(row.folder, None)
+    shutil.rmtree(fresh, ignore_errors=True)
+    with tqdm(unit="B", unit_scale=True, desc=row.name, disable=None) as bar:
+        with FolderWriter(fresh, progress=bar.update) as out:
+            convert(source, out)
+            out.facts(source=_origin(files), licence=", ".join(row.licences))
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.replace(old)
+    fresh.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
+    say(f"{row.name}: ready in {target}; run: {row.use}")
 
 
 def _confirm() -> None:
@@ -258,12 +305,13 @@ def _shown(order: Order, convert: bool) -> Iterator[str]:
         yield f"to convert: at most {_size(order.converted_bytes)} into {order.home} ({_free(order.home)})"
 
 
-def _advice(error: HubError, names: Sequence[str], home: Path) -> str:
+def _advice(error: HubError, rows: Sequence[Row], home: Path) -> str:
     """What the user can do about it."""
-    what = " ".join(names)
+    what = " ".join(row.name for row in rows)
+    folders = ", ".join(f"weights/{row.folder}" for row in rows)
     return {
         "offline": f"no network: on a machine that has one run `python -m runtime.fetch {what} -o weights`, "
-        f"then copy {', '.join(f'weights/{name}' for name in names)} into {home} here",
+        f"then copy {folders} into {home} here",
         "gated": f"the hub wants to know you: agree to the terms at huggingface.co/{error.repo}, "
         "then run `hf auth login` or set HF_TOKEN",
         "missing": "it was moved or removed; look at the hub for its new commit and give it with "
@@ -289,16 +337,5 @@ def _size(count: int) -> str:
     return f"{count} B"
 
 
-def _say(*lines: str) -> None:
-    for line in lines:
-        sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def _fail(code: int, message: str) -> int:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    return code
-
-
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    sys.exit(main())
