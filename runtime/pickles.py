@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from runtime.manifest import quote
-from runtime.shards import DTYPES, Stored
+from runtime.shards import Stored
+from runtime.tensorfile import DTYPES
 
 MAX_PICKLE_BYTES = 16 << 20
 MAX_RECORDS = 1 << 16

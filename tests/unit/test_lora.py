@@ -83,7 +83,7 @@ def test_alpha_over_rank_is_the_scale(path):
             lambda t, k: t.update(
                 {"base_model.model.blocks.7.ffn.0.lora_A.weight": torch.ones(3, 3)}
             ),
-            r"unknown base_model\.model\.blocks\.7",
+            r"unknown blocks\.7\.ffn\.0\.lora_A\.weight$",
         ),
         (
             lambda t, k: t.update(
