@@ -48,11 +48,6 @@ class Part:
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
-    @property
-    def exact(self) -> bool:
-        """Whether ``bytes`` is known rather than about right; files under a megabyte are neither here nor there."""
-        return all(file.sha256 or file.bytes < 10**6 for file in self.files)
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -71,6 +66,12 @@ class Row:
     @property
     def bytes(self) -> int:
         return sum(part.bytes for part in self.parts)
+
+    @property
+    def exact(self) -> bool:
+        """Whether ``bytes`` is known to a part in a hundred."""
+        files = [file for part in self.parts for file in part.files]
+        return 100 * sum(file.bytes for file in files if not file.sha256) < self.bytes
 
     @property
     def licences(self) -> tuple[str, ...]:
@@ -110,12 +111,6 @@ _WAN_REST = (  # the autoencoder, the text encoder and its tokeniser: the same f
     ),
 )
 _BESIDE = Part(_WAN, APACHE, _WAN_REST, _WAN_REVISION, folder="Wan2.1-T2V-1.3B")
-
-
-def _tuned(name: str, what: str, part: Part) -> Row:
-    """A generator that was made from Wan and needs its other parts."""
-    use = f'python -m runtime "a prompt" --preset longlive --set run.generator={name}'
-    return Row(name, what, (part, _BESIDE), use)
 
 
 def _sharded(folder: str, stem: str, sizes: tuple[int, ...]) -> tuple[HubFile, ...]:
@@ -233,7 +228,7 @@ _BERT = Part(
     folder="bert-base-uncased",
 )
 
-_RUN = 'python -m runtime "a prompt" --preset'
+_RUN = 'python -m runtime "a prompt" --generator'
 _REWARD = 'python -m runtime "a prompt" --set reward'
 CATALOGUE = {
     row.name: row
@@ -257,8 +252,13 @@ CATALOGUE = {
             (_LONGLIVE, _BESIDE),
             f"{_RUN} longlive",
         ),
-        _tuned("self-forcing", "Self-Forcing (DMD)", _SELF_FORCING),
-        _tuned("causvid", "CausVid (autoregressive)", _CAUSVID),
+        Row(
+            "self-forcing",
+            "Self-Forcing, trained by distribution matching",
+            (_SELF_FORCING, _BESIDE),
+            f"{_RUN} self-forcing",
+        ),
+        Row("causvid", "CausVid, autoregressive", (_CAUSVID, _BESIDE), f"{_RUN} causvid"),
         Row(
             "hpsv3",
             "image reward of the paper",

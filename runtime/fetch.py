@@ -11,65 +11,19 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from runtime.__main__ import Terminated, complain, say, stopped_by_sigterm
-from runtime.catalogue import CATALOGUE, Part, Row, find_row
-from runtime.hub import FULL, Hub, HubError, HuggingFace, Listing, RemoteFile, check_file, discard
-from runtime.manifest import MANIFEST
-from runtime.pins import parse_revisions, read_pins, settle, write_pins
+from runtime.catalogue import CATALOGUE, Row, find_row
+from runtime.hub import FULL, Hub, HubError, HuggingFace, check_file, discard
+from runtime.order import Order, Wanted, Wish, check_room, existing, in_words, origin, place_order
+from runtime.pins import parse_revisions
 from runtime.settings import weights_home
-from runtime.weights import read_config
 
 RUBRIC = "rubric.txt"  # of some rewards; the user put it there
 SOURCES = "sources"  # a folder of links for each thing that is being converted
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """One file that must be here."""
-
-    part: Part
-    path: str
-    revision: str
-    file: RemoteFile
-    held: Path | None  # where it is already
-
-    @property
-    def place(self) -> Path:
-        """Where it belongs below the folder that is converted."""
-        return Path(self.part.folder, *self.path.split("/"))
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """Everything that a call takes, settled to commits and sizes; nothing is downloaded yet."""
-
-    home: Path
-    hub: Hub
-    files: Mapping[str, tuple[Wanted, ...]]  # of every row by name
-
-    @property
-    def missing(self) -> dict[tuple[str, str], Wanted]:
-        """What must be downloaded; rows share files."""
-        return {
-            (file.part.repo, file.path): file
-            for files in self.files.values()
-            for file in files
-            if file.held is None
-        }
-
-    @property
-    def download_bytes(self) -> int:
-        return sum(file.file.bytes for file in self.missing.values())
-
-    @property
-    def converted_bytes(self) -> int:
-        """At most: a conversion drops what is not needed and adds next to nothing."""
-        return sum(file.file.bytes for files in self.files.values() for file in files)
 
 
 def main(arguments: Sequence[str] | None = None, hub: Hub | None = None) -> int:
@@ -93,20 +47,22 @@ def run(options: argparse.Namespace, hub: Hub | None = None) -> None:
     if options.list:
         say("\n".join(_catalogue()))
         return
-    rows = [find_row(name) for name in dict.fromkeys(options.names)]
-    home = Path(options.output).expanduser() if options.output else weights_home()
-    convert = not options.no_convert
+    wish = Wish(
+        rows=[find_row(name) for name in dict.fromkeys(options.names)],
+        home=Path(options.output).expanduser() if options.output else weights_home(),
+        revisions=parse_revisions(options.revision),
+        update=options.update,
+        convert=not options.no_convert,
+    )
     try:
-        order = place_order(rows, home, hub or HuggingFace(), options)
-        if not order.files:
-            return
-        say("\n".join(_shown(order, convert)))
-        check_room(order, convert)
-        if not options.yes:
+        order = place_order(wish, hub or HuggingFace())
+        say("\n".join((*order.notes, *_shown(order))))
+        check_room(order)
+        if order.files and not options.yes:
             _confirm()
-        carry_out(order, convert)
+        carry_out(order)
     except HubError as error:
-        raise RuntimeError(f"{error}; {_advice(error, rows, home)}") from error
+        raise RuntimeError(f"{error}; {_advice(error, wish)}") from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -135,104 +91,35 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def place_order(rows: Sequence[Row], home: Path, hub: Hub, options: argparse.Namespace) -> Order:
-    """Settle every repository to a commit and write the pins down."""
-    chosen = parse_revisions(options.revision)
-    known = {part.repo for row in rows for part in row.parts}
-    if strange := sorted(chosen.keys() - known):
-        raise ValueError(f"--revision: {strange[0]} is no part of this; known: {', '.join(sorted(known))}")  # fmt: skip
-    pins = read_pins(home)
-    settled: dict[str, Listing] = {}  # of this call, so that --update asks once
-    files: dict[str, tuple[Wanted, ...]] = {}
-    for row in rows:
-        wanted: list[Wanted] = []
-        for part in row.parts:
-            before = settled.get(part.repo) or pins.get(part.repo)
-            update = options.update and part.repo not in settled
-            listing = settle(part, before, hub, chosen.get(part.repo, ""), update)
-            if before is None or listing.revision != before.revision:
-                say(f"{part.repo}: pinned to {listing.revision}")
-            settled[part.repo] = listing
-            wanted += _wanted(part, listing, hub)
-        if options.no_convert or not _is_done(row, home, wanted, options.update):
-            files[row.name] = tuple(wanted)
-    if settled != {repo: pins.get(repo) for repo in settled}:
-        write_pins(home, pins | settled)
-    return Order(home, hub, files)
-
-
-def _wanted(part: Part, listing: Listing, hub: Hub) -> Iterator[Wanted]:
-    for file in part.files:
-        held = hub.held(part.repo, file.path, listing.revision)
-        yield Wanted(part, file.path, listing.revision, listing.files[file.path], held)
-
-
-def _is_done(row: Row, home: Path, files: Sequence[Wanted], update: bool) -> bool:
-    """Whether what is asked lies there converted. ValueError when something else does and may not be replaced."""
-    target = home / row.folder
-    if not target.is_dir() or not any(target.iterdir()):
-        return False
-    made_of = _made_of(target)
-    if made_of == _origin(files):
-        say(f"{row.name}: is in {target} already; run: {row.use}")
-        return True
-    if not made_of:
-        raise ValueError(f"{target}: was not fetched and will not be replaced; name another place with -o DIR")  # fmt: skip
-    if not update:
-        raise ValueError(f"{target}: was made of {made_of}; add --update to replace it by {_origin(files)}")  # fmt: skip
-    return False
-
-
-def _made_of(target: Path) -> str:
-    """What the manifest of a converted folder says it was made of; "" without one."""
-    path = target / MANIFEST
-    facts = read_config(path).get("facts") if path.is_file() else None
-    return str(facts.get("source", "")) if isinstance(facts, dict) else ""
-
-
-def _origin(files: Sequence[Wanted]) -> str:
-    return ", ".join(dict.fromkeys(f"{file.part.repo}@{file.revision}" for file in files))
-
-
-def check_room(order: Order, convert: bool) -> None:
-    """RuntimeError when a disk has less room than the order needs."""
-    needs = {order.hub.folder: order.download_bytes}
-    needs[order.home] = needs.get(order.home, 0) + (order.converted_bytes if convert else 0)
-    disks: dict[int, tuple[Path, int]] = {}
-    for folder, count in needs.items():
-        folder = _existing(folder)
-        device = os.stat(folder).st_dev
-        disks[device] = (folder, disks.get(device, (folder, 0))[1] + count)
-    for folder, count in disks.values():
-        free = shutil.disk_usage(folder).free
-        if free < count:
-            raise RuntimeError(
-                f"{folder}: want {_size(count)} of free disk, got {_size(free)}; make room, or name another "
-                "disk with -o DIR (and HF_HOME for the downloads)"
-            )
-
-
-def carry_out(order: Order, convert: bool) -> None:
+def carry_out(order: Order) -> None:
     """Download what is missing, check everything, convert."""
     brought = {
         key: order.hub.download(file.part.repo, file.path, file.revision)
         for key, file in order.missing.items()
     }
     for name, files in order.files.items():
-        source = order.home / SOURCES / name
+        row, source = find_row(name), order.wish.home / SOURCES / name
         shutil.rmtree(source, ignore_errors=True)
         for file in files:
             path = file.held or brought[file.part.repo, file.path]
             _check(path, file)
-            link = source / file.place
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(Path(os.path.realpath(path)))
-        if convert:
-            _convert(find_row(name), source, order.home, files)
+            _link(source / file.place, Path(os.path.realpath(path)))
+        target = order.wish.home / row.folder
+        if order.wish.convert:
+            _convert(row, source, target, files)
             shutil.rmtree(source)
         else:
-            target = order.home / find_row(name).folder
-            say(f"{name}: checked; convert with: python -m runtime.convert {target.name} {source} -o {target}")  # fmt: skip
+            command = f"python -m runtime.convert {row.folder} {source} -o {target}"
+            say(f"{name}: checked, in {source}; convert it with: {command}")
+
+
+def _link(place: Path, path: Path) -> None:
+    """A second name of a downloaded file: of the file itself, or of its path where that is on another disk."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, place)
+    except OSError:
+        place.symlink_to(path)
 
 
 def _check(path: Path, wanted: Wanted) -> None:
@@ -247,25 +134,26 @@ def _check(path: Path, wanted: Wanted) -> None:
         ) from None
 
 
-def _convert(row: Row, source: Path, home: Path, files: Sequence[Wanted]) -> None:
-    """Convert into ``home``; what lies there is replaced once the new folder is whole, and its rubric goes over."""
+def _convert(row: Row, source: Path, target: Path, files: Sequence[Wanted]) -> None:
+    """Convert; what lies at ``target`` is replaced once the new folder is whole, and its rubric goes over."""
     from tqdm import tqdm
 
     from runtime.convert import find_conversion
     from runtime.shards import FolderWriter
 
-    target = home / row.folder
+    convert = find_conversion(row.folder, None)
     fresh, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
+    shutil.rmtree(fresh, ignore_errors=True)
     if (target / RUBRIC).is_file():
         shutil.copyfile(target / RUBRIC, source / RUBRIC)
-    convert = find_conversion(row.folder, None)
-    shutil.rmtree(fresh, ignore_errors=True)
-    with tqdm(unit="B", unit_scale=True, desc=row.name, disable=None) as bar:
-        with FolderWriter(fresh, progress=bar.update) as out:
-            convert(source, out)
-            out.facts(source=_origin(files), licence=", ".join(row.licences))
-    shutil.rmtree(old, ignore_errors=True)
+    with (
+        tqdm(unit="B", unit_scale=True, desc=row.name, disable=None) as bar,
+        FolderWriter(fresh, progress=bar.update) as out,
+    ):
+        convert(source, out)
+        out.facts(source=origin(files), licence=", ".join(row.licences))
     if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
         target.replace(old)
     fresh.replace(target)
     shutil.rmtree(old, ignore_errors=True)
@@ -283,13 +171,13 @@ def _confirm() -> None:
 
 def _catalogue() -> Iterator[str]:
     for row in CATALOGUE.values():
-        about = "" if all(part.exact for part in row.parts) else "about "
+        about = "" if row.exact else "about "
         mark = "; NOT for commercial use" if row.restricted else ""
-        yield f"{row.name:20}{about + _size(row.bytes):>16}  {row.what}"
+        yield f"{row.name:20}{about + in_words(row.bytes):>16}  {row.what}"
         yield f"{'':38}{', '.join(row.licences)}{mark}"
 
 
-def _shown(order: Order, convert: bool) -> Iterator[str]:
+def _shown(order: Order) -> Iterator[str]:
     for name, files in order.files.items():
         row = find_row(name)
         yield f"{name}: {row.what}"
@@ -299,19 +187,21 @@ def _shown(order: Order, convert: bool) -> Iterator[str]:
             yield f"  {part.repo} at {own[0].revision[:12]}, {part.licence}{mark}"
             for file in own:
                 here = "" if file.held is None else "  here already"
-                yield f"    {file.path:44} {_size(file.file.bytes):>10}{here}"
-    yield f"to download: {_size(order.download_bytes)} into {order.hub.folder} ({_free(order.hub.folder)})"
-    if convert:
-        yield f"to convert: at most {_size(order.converted_bytes)} into {order.home} ({_free(order.home)})"
+                yield f"    {file.path:44} {in_words(file.file.bytes):>10}{here}"
+    if order.files:
+        folder, home = order.hub.folder, order.wish.home
+        yield f"to download: {in_words(order.download_bytes)} into {folder} ({_free(folder)})"
+        if order.wish.convert:
+            yield f"to convert: at most {in_words(order.converted_bytes)} into {home} ({_free(home)})"
 
 
-def _advice(error: HubError, rows: Sequence[Row], home: Path) -> str:
+def _advice(error: HubError, wish: Wish) -> str:
     """What the user can do about it."""
-    what = " ".join(row.name for row in rows)
-    folders = ", ".join(f"weights/{row.folder}" for row in rows)
+    what = " ".join(row.name for row in wish.rows)
+    folders = ", ".join(f"weights/{row.folder}" for row in wish.rows)
     return {
         "offline": f"no network: on a machine that has one run `python -m runtime.fetch {what} -o weights`, "
-        f"then copy {folders} into {home} here",
+        f"then copy {folders} into {wish.home} here",
         "gated": f"the hub wants to know you: agree to the terms at huggingface.co/{error.repo}, "
         "then run `hf auth login` or set HF_TOKEN",
         "missing": "it was moved or removed; look at the hub for its new commit and give it with "
@@ -320,21 +210,8 @@ def _advice(error: HubError, rows: Sequence[Row], home: Path) -> str:
     }.get(error.kind, "run the same command again; what has arrived is kept")
 
 
-def _existing(folder: Path) -> Path:
-    """The nearest folder above, or it itself, that is there."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
-
-
 def _free(folder: Path) -> str:
-    return f"{_size(shutil.disk_usage(_existing(folder)).free)} free"
-
-
-def _size(count: int) -> str:
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return f"{count} B"
+    return f"{in_words(shutil.disk_usage(existing(folder)).free)} free"
 
 
 if __name__ == "__main__":

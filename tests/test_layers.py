@@ -65,6 +65,9 @@ DOORS = {
     "runtime.catalogue",
     "runtime.convert",
     "runtime.fetch",
+    "runtime.hub",
+    "runtime.order",
+    "runtime.pins",
     "runtime.serve",
 }
 # Everything may be imported here, and nothing of it in runtime/, doors included.
