@@ -85,7 +85,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--no-convert", action="store_true", help="download and check, but do not convert")
     add("--update", action="store_true", help="settle on commits anew instead of keeping the pinned ones")  # fmt: skip
     add("--revision", action="append", default=[], metavar="REPO=COMMIT", help="take this commit of a repository")  # fmt: skip
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if not options.list and not options.names:
         raise ValueError(f"say what to fetch: {', '.join(CATALOGUE)}; --list tells more")
     return options
