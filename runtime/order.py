@@ -21,7 +21,9 @@ class Wish:
 
     rows: Sequence[Row]
     home: Path
-    revisions: Mapping[str, str] = field(default_factory=dict)  # commits that it names, by repository
+    revisions: Mapping[str, str] = field(
+        default_factory=dict
+    )  # commits that it names, by repository
     update: bool = False  # settle anew, and replace what is converted
     convert: bool = True
 

@@ -133,7 +133,8 @@ def read_rubric(path: Path, marks: tuple[str, ...]) -> str:
     if not path.is_file():
         raise ValueError(
             f"{path}: no such file; put there what the reward's authors ask after the pictures, with {PLACE} "
-            f"and {', '.join(marks)} in their places"
+            f"and {', '.join(marks)} in their places, or let it be taken out of their code: "
+            f"{rubric_command(path.parent.name, path.parent)}"
         )
     if path.stat().st_size > MAX_RUBRIC_BYTES:
         raise ValueError(

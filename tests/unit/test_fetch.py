@@ -12,7 +12,17 @@ from runtime.manifest import verify
 from runtime.rewards import load_reward
 from runtime.types import Clip
 from tests.fake_hub import commit
-from tests.fetching import BACKBONE, FIRST, MAKER, NAME, SECOND, WEIGHTS, Bench, published, small_row  # fmt: skip
+from tests.fetching import (  # fmt: skip
+    BACKBONE,
+    FIRST,
+    MAKER,
+    NAME,
+    SECOND,
+    WEIGHTS,
+    Bench,
+    published,
+    small_row,
+)
 from tests.tiny import generator_of
 
 
