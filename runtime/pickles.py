@@ -78,6 +78,8 @@ def _inspect(path: Path) -> None:
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             records = archive.infolist()
+            if any(record.filename.endswith("/constants.pkl") for record in records):
+                raise ValueError(f"{path}: a TorchScript archive, which is code to run; {ADVICE}")
             _check_records(path, records, size)
             pickles = [record for record in records if record.filename.endswith("/data.pkl")]
             if len(pickles) != 1:
@@ -114,8 +116,8 @@ def _check_records(path: Path, records: Sequence[zipfile.ZipInfo], size: int) ->
             )
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise ValueError(
-                f"{path}: {record.filename[:80]} is compressed, so it may become any size, and torch writes no such "
-                f"files; unpack it and save it again where you trust it"
+                f"{path}: {record.filename[:80]} is compressed, so it may become any size, and torch writes "
+                f"tensors as they are; unpack it and save it again where you trust it"
             )
     if (total := sum(record.file_size for record in records)) > size:
         raise ValueError(f"{path}: claims {total} bytes of records in a file of {size}")

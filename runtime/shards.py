@@ -139,7 +139,8 @@ def _indexed(index: Path) -> list[Path]:
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{index}: not a JSON file ({error})") from None
     places = table.get("weight_map") if isinstance(table, dict) else None
-    if not isinstance(places, dict) or not places:
+    named = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
+    if not named or not places:
         raise ValueError(f"{index}: want file names under the key 'weight_map'")
     names = list(dict.fromkeys(places.values()))
     if len(names) > MAX_SHARDS:
