@@ -223,9 +223,8 @@ _IMAGEREWARD = Part(
 _BERT = Part(
     "google-bert/bert-base-uncased",
     APACHE,
-    (HubFile("tokenizer.json", 466_000), HubFile("vocab.txt", 232_000)),
+    (HubFile("tokenizer.json", 466_000),),
     "86b5e0934494bd15c9632b12f734a8a67f723594",
-    folder="bert-base-uncased",
 )
 
 _RUN = 'python -m runtime "a prompt" --generator'

@@ -129,6 +129,16 @@ def test_the_file_itself_may_be_named(tmp_path):
     assert config["vocab_size"] == 261 and config["max_pixels"] == config["min_pixels"] == 200_704
 
 
+def test_weights_in_several_files_load_as_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime.shards.SHARD_BYTES", 50_000)
+    source = hpsv3_source(tmp_path / "in", published("hpsv3"))
+    (source / "rubric.txt").write_text(RUBRICS["hpsv3"])
+    target = convert("hpsv3", source, tmp_path / "hpsv3")
+    assert len(list(target.glob("model-*-of-*.safetensors"))) > 2
+    state = load_reward("hpsv3", "cpu", str(tmp_path)).judge.net.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in published("hpsv3").items())
+
+
 def changed(name, **changes):
     """The published tensors, some replaced, and without those that are None."""
     state = {**published(name), **changes}
