@@ -68,6 +68,14 @@ class Papers:
             raise ValueError(f"{path}: not the sizes of a Qwen2-VL ({error})") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """W + scale * B A, A being [rank, in]; the default is for files without an adapter."""
+
+    rank: int = 0
+    scale: float = 0.0
+
+
 def convert_hpsv3(source: Path, out: FolderWriter) -> None:
     """``source`` is the folder with HPSv3.safetensors, or the file."""
     path = source
@@ -78,7 +86,7 @@ def convert_hpsv3(source: Path, out: FolderWriter) -> None:
         path = found[0]
     names = sort_keys({path: read_checkpoint(path, NESTED)})
     papers = Papers.around(path.parent)
-    _write(hpsv3.KIND, names, 0.0, papers, out, {})
+    _write(hpsv3.KIND, names, Merge(), papers, out, {})
 
 
 def convert_videoalign(source: Path, out: FolderWriter) -> None:
@@ -91,7 +99,8 @@ def convert_videoalign(source: Path, out: FolderWriter) -> None:
     whole = checkpoint / "model.pth"
     if whole.is_file():
         states = {whole: read_checkpoint(whole, NESTED)}
-        scale = _scale(root / "model_config.json", facts.get("peft_lora_config") or {}, "lora_r")
+        said = _object(root / "model_config.json", facts, "peft_lora_config")
+        merge = _read_merge(root / "model_config.json", said, "lora_r")
     else:
         adapter, tuned = checkpoint / "adapter_model.safetensors", checkpoint / "non_lora_state_dict.pth"  # fmt: skip
         base = papers.find("model.safetensors.index.json") or papers.find("model.safetensors")
@@ -102,9 +111,9 @@ def convert_videoalign(source: Path, out: FolderWriter) -> None:
             )
         # What comes later replaces what came before.
         states = {base: read_checkpoint(base), tuned: read_checkpoint(tuned), adapter: read_checkpoint(adapter)}  # fmt: skip
-        table = read_config(checkpoint / "adapter_config.json")
-        scale = _scale(checkpoint / "adapter_config.json", table, "r")
-    _write(videoalign.KIND, sort_keys(states), scale, papers, out, extra)
+        said = read_config(checkpoint / "adapter_config.json")
+        merge = _read_merge(checkpoint / "adapter_config.json", said, "r")
+    _write(videoalign.KIND, sort_keys(states), merge, papers, out, extra)
 
 
 CONVERSIONS: dict[str, Callable[[Path, FolderWriter], None]] = {
@@ -131,41 +140,47 @@ def _has_config(folder: Path) -> bool:
     return (folder / "model_config.json").is_file()
 
 
+def _object(path: Path, table: dict[str, Any], name: str) -> dict[str, Any]:
+    part = table.get(name) or {}
+    if not isinstance(part, dict):
+        raise ValueError(f"{path}: {name}: want an object, got {type(part).__name__}")
+    return part
+
+
 def _videoalign_facts(path: Path, table: dict[str, Any]) -> dict[str, Any]:
     """What config.json must say of the head and the pictures. ValueError where the runtime scores otherwise."""
-    model, pictures = table.get("model_config") or {}, table.get("data_config") or {}
-    said = table.get("inference_config")
-    for index, name in enumerate(("VQ", "MQ", "TA")) if said else ():
-        want = videoalign.MEANS[index], videoalign.STDS[index]
-        got = said.get(f"{name}_mean"), said.get(f"{name}_std")
-        if got != want:
-            raise ValueError(f"{path}: {name}: want mean and std {want}, as the reward scores, got {got}")  # fmt: skip
-    extra: dict[str, Any] = {"output_dim": model.get("output_dim", 1)}
-    if "max_frame_pixels" in pictures:
-        extra["max_pixels"] = most = pictures["max_frame_pixels"]
+    said = _object(path, table, "inference_config")
+    for name, mean, std in zip(("VQ", "MQ", "TA"), videoalign.MEANS, videoalign.STDS, strict=True):
+        for key, want in ((f"{name}_mean", mean), (f"{name}_std", std)):
+            got = said.get(key)
+            if said and not (isinstance(got, int | float) and abs(got - want) < 1e-4):
+                raise ValueError(f"{path}: {key}: want {want}, as the reward scores, got {got!r}")
+    extra = {"output_dim": _object(path, table, "model_config").get("output_dim", 1)}
+    most = _object(path, table, "data_config").get("max_frame_pixels")
+    if most is not None:
         if type(most) is not int or most < 1:
             raise ValueError(f"{path}: max_frame_pixels: want a whole number, got {most!r}")
+        extra["max_pixels"] = most
     return extra
 
 
-def _scale(path: Path, table: dict[str, Any], rank_name: str) -> float:
-    """What the product of an adapter's matrices is multiplied with."""
-    rank, alpha = table.get(rank_name), table.get("lora_alpha")
+def _read_merge(path: Path, table: dict[str, Any], rank_name: str) -> Merge:
+    """How an adapter is merged, of what PEFT or VideoAlign's own file says of it."""
     if not table or table.get("lora_enable") is False:
-        return 0.0  # and no adapter's key will find a scale
+        return Merge()
     for name in ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out"):
         if table.get(name):
             raise ValueError(f"{path}: {name} is not supported; merge the adapter with PEFT first")
-    if not all(type(value) in (int, float) and 0 < value < 1e6 for value in (rank, alpha)):
+    rank, alpha = table.get(rank_name), table.get("lora_alpha")
+    if type(rank) is not int or not isinstance(alpha, int | float) or min(rank, alpha) <= 0:
         raise ValueError(
             f"{path}: want {rank_name} and lora_alpha above 0, got {rank!r}, {alpha!r}"
         )
-    assert rank is not None and alpha is not None
-    return alpha / math.sqrt(rank) if table.get("use_rslora") else alpha / rank
+    return Merge(rank, alpha / math.sqrt(rank) if table.get("use_rslora") else alpha / rank)
 
 
 def _write(
-    kind: Kind, names: Names, scale: float, papers: Papers, out: FolderWriter, extra: dict[str, Any]
+    kind: Kind, names: Names, merge: Merge, papers: Papers, out: FolderWriter, extra: dict[str, Any]
 ) -> None:
     """Check everything, then write model.safetensors, config.json, tokenizer.json and, if it is there, rubric.txt."""
     config = papers.config(kind)
@@ -181,14 +196,13 @@ def _write(
         net = Qwen2VL(Qwen2VLConfig(text, config.vision), kind.head(text.hidden_size, table))
     wanted = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     compare_keys(names.path, wanted, merged_shapes(names, wanted))
-    if names.downs and not scale:
-        raise ValueError(
-            f"{names.path}: holds an adapter, but nothing beside it says its lora_alpha"
-        )
+    ranks = {piece.tensor.shape[0] for piece in names.downs.values()}
+    if ranks - {merge.rank}:
+        raise ValueError(f"{names.path}: holds an adapter of rank {max(ranks)}, but what lies beside it speaks of {merge.rank}")  # fmt: skip
     tokeniser = _tokeniser(kind, papers, rows, config.text.vocab_size)
     rubric = papers.find("rubric.txt")
     words = read_rubric(rubric, kind.marks) if rubric else None
-    out.weights("model", _merged(names, wanted, scale))
+    out.weights("model", _merged(names, wanted, merge.scale))
     out.json("config", table)
     out.text("tokenizer.json", tokeniser)
     if words is not None:

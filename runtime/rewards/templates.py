@@ -183,8 +183,8 @@ class Reader:
                 return self._concatenated([node.left, node.right])
             case ast.BinOp(op=ast.Mod()):
                 return self._percent(node)
-            case ast.Call(func=ast.Attribute()):
-                return self._method(node, node.func)
+            case ast.Call(func=ast.Attribute() as function):
+                return self._method(node, function)
             case ast.Call(func=ast.Name(id="dedent"), args=[text]):
                 return self.read(text)
         return []
@@ -256,9 +256,9 @@ class Reader:
             if isinstance(piece, Hole):
                 filled += (piece,)
                 continue
-            for text, name in fields(piece) or [(None, None)]:
-                if text is None:
-                    return ()
+            if not fields(piece):
+                return ()
+            for text, name in fields(piece):
                 filled += (text,)
                 if name is not None:
                     key = name or str(count)

@@ -173,11 +173,13 @@ def lora(down=(RANK, 32), up=(32, RANK)):
     [
         (lora(down=(RANK, 31)), {}, "unknown .*lora_A.default.weight"),
         (lora(up=(32, RANK + 1)), {}, "unknown .*lora_A.default.weight.*lora_B"),
-        (lora(), {"peft_lora_config": {}}, "nothing beside it says its lora_alpha"),
+        (lora(), {"peft_lora_config": {}}, "an adapter of rank 2, but what lies beside it speaks of 0"),
         (lora(), {"peft_lora_config": {"lora_r": RANK, "lora_alpha": 0}}, "lora_alpha above 0"),
+        (lora(), {"peft_lora_config": {"lora_r": 4, "lora_alpha": 1}}, "of rank 2, but what lies beside it speaks of 4"),
+        (lora(), {"peft_lora_config": [RANK]}, "peft_lora_config: want an object, got list"),
         (lora(), {"peft_lora_config": {"lora_r": RANK, "lora_alpha": 1, "use_dora": True}}, "use_dora is not supported"),
         ({}, {"model_config": {"output_dim": 2}}, "output_dim: want 1 or 3"),
-        ({}, {"inference_config": {"VQ_mean": 3.6757, "VQ_std": 1.0}}, "VQ: want mean and std"),
+        ({}, {"inference_config": {"VQ_mean": 3.6757, "VQ_std": 1.0}}, "VQ_std: want 2.2476, as the reward scores, got 1.0"),
         ({}, {"data_config": {"max_frame_pixels": "many"}}, "max_frame_pixels: want a whole number"),
     ],
 )  # fmt: skip
