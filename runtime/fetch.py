@@ -11,7 +11,9 @@ import argparse
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +25,7 @@ from runtime.pins import parse_revisions
 from runtime.settings import weights_home
 
 RUBRIC = "rubric.txt"  # of some rewards; the user put it there
-SOURCES = "sources"  # a folder of links for each thing that is being converted
+SOURCES = "sources"  # where what is fetched and not converted can be found
 
 
 def main(arguments: Sequence[str] | None = None, hub: Hub | None = None) -> int:
@@ -98,19 +100,31 @@ def carry_out(order: Order) -> None:
         for key, file in order.missing.items()
     }
     for name, files in order.files.items():
-        row, source = find_row(name), order.wish.home / SOURCES / name
+        row, home = find_row(name), order.wish.home
+        with _source(home, name, order.wish.convert) as source:
+            for file in files:
+                path = file.held or brought[file.part.repo, file.path]
+                _check(path, file)
+                _link(source / file.place, Path(os.path.realpath(path)))
+            target = home / row.folder
+            if order.wish.convert:
+                _convert(row, source, target, files)
+            else:
+                command = f"python -m runtime.convert {row.folder} {source} -o {target}"
+                say(f"{name}: checked, in {source}; convert it with: {command}")
+
+
+@contextmanager
+def _source(home: Path, name: str, passing: bool) -> Iterator[Path]:
+    """A folder for the links that are converted: one that goes away, or one that stays and has a name."""
+    home.mkdir(parents=True, exist_ok=True)
+    if passing:
+        with tempfile.TemporaryDirectory(dir=home, prefix=f".{name}.") as folder:
+            yield Path(folder)
+    else:
+        source = home / SOURCES / name
         shutil.rmtree(source, ignore_errors=True)
-        for file in files:
-            path = file.held or brought[file.part.repo, file.path]
-            _check(path, file)
-            _link(source / file.place, Path(os.path.realpath(path)))
-        target = order.wish.home / row.folder
-        if order.wish.convert:
-            _convert(row, source, target, files)
-            shutil.rmtree(source)
-        else:
-            command = f"python -m runtime.convert {row.folder} {source} -o {target}"
-            say(f"{name}: checked, in {source}; convert it with: {command}")
+        yield source
 
 
 def _link(place: Path, path: Path) -> None:

@@ -82,8 +82,8 @@ class HuggingFace:
         try:
             import huggingface_hub
         except ImportError:
-            raise HubError(
-                "broken", "huggingface_hub is not installed; run `pip install huggingface_hub`"
+            raise RuntimeError(
+                "huggingface_hub is not installed; run `pip install huggingface_hub`"
             ) from None
         self._client: Any = huggingface_hub
 

@@ -85,6 +85,10 @@ def place_order(wish: Wish, hub: Hub) -> Order:
         raise ValueError(
             f"--revision: {strange[0]} is no part of this; known: {', '.join(sorted(known))}"
         )
+    folders = [row.folder for row in wish.rows]
+    if wish.convert and (twice := [name for name in folders if folders.count(name) > 1]):
+        rivals = " and ".join(row.name for row in wish.rows if row.folder == twice[0])
+        raise ValueError(f"{rivals} make one folder, {wish.home / twice[0]}; fetch one of them")
     pins = read_pins(wish.home)
     settled: dict[str, Listing] = {}  # of this call, so that --update asks once
     files: dict[str, tuple[Wanted, ...]] = {}

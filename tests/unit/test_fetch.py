@@ -44,7 +44,7 @@ def test_what_is_fetched_is_checked_converted_and_scores(bench, capsys):
     assert facts["source"] == f"{MAKER}@{FIRST}, {BACKBONE}@{FIRST}"
     assert facts["licence"] == "CC BY-NC-SA 4.0, MIT"
     assert "ready in" in (out := capsys.readouterr().out) and "python -m runtime HERE" in out
-    assert not (bench.home / fetch.SOURCES / NAME).exists()  # the links have done their work
+    assert sorted(path.name for path in bench.home.iterdir()) == [NAME, "pins.json"]
 
 
 def test_what_it_will_take_is_shown_before_anything_is_taken(bench, capsys, monkeypatch):
@@ -155,6 +155,19 @@ def test_rows_share_the_files_they_have_in_common(bench, monkeypatch):
         ("resolve", MAKER, ""),
         ("resolve", BACKBONE, ""),
     ]
+
+
+def test_rows_that_make_one_folder_are_not_fetched_together(bench, monkeypatch, capsys):
+    monkeypatch.setitem(catalogue.CATALOGUE, "twin", replace(small_row(), name="twin", becomes=NAME))  # fmt: skip
+    assert bench.fetch("twin") == 2
+    assert f"{NAME} and twin make one folder" in capsys.readouterr().err
+    assert bench.hub.asked == []
+
+
+def test_without_the_client_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert fetch.main(["longlive", "-o", str(tmp_path), "--yes"]) == 1
+    assert "pip install huggingface_hub" in capsys.readouterr().err
 
 
 def test_without_conversion_the_command_that_converts_is_said_and_works(bench, capsys):
