@@ -99,8 +99,8 @@ def write_file(
             value = tensors[name].detach().to("cpu", dtypes[name])
             if not is_finite(value):
                 raise ValueError(f"{name} is not finite")
-            raw = value.contiguous().reshape(-1).view(torch.uint8).numpy()
-            file.write(memoryview(raw))
+            raw = value.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            file.write(raw)
             progress(len(raw))
 
 

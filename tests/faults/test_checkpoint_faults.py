@@ -73,12 +73,12 @@ def test_an_evil_checkpoint_is_not_run_by_its_conversion(tmp_path, models):
 
     wan = wan_folder(tmp_path / "wan", models)
     state = prefixed(models.dit.state_dict(), "model.")
-    torch.save({"generator": state, "args": Evil()}, wan / "model.pt")
+    torch.save({"generator": state, "args": Evil()}, wan / "self_forcing_dmd.pt")
     with (
-        pytest.raises(ValueError, match=r"model\.pt: holds a pickled posix\.system"),
+        pytest.raises(ValueError, match=r"self_forcing_dmd\.pt: holds a pickled posix\.system"),
         FolderWriter(tmp_path / "out") as out,
     ):
-        small_row("causvid", tmp_path / "sizes")(wan, out)
+        small_row("self-forcing", tmp_path / "sizes")(wan, out)
     assert not (tmp_path / "it-ran").exists() and not (tmp_path / "out").exists()
 
 

@@ -64,6 +64,11 @@ def longlive(wan: Path, models: Models, wrap: str, name: str, step: str = "gener
     return source
 
 
+def causvid(wan: Path) -> Path:
+    (wan / "autoregressive_checkpoint").mkdir(exist_ok=True)
+    return wan / "autoregressive_checkpoint" / "model.pt"
+
+
 def loaded(folder: Path, dtype: torch.dtype = torch.float32):
     return load_generator(str(folder), CPU, dtype)
 
@@ -147,7 +152,7 @@ def test_self_forcing_takes_the_averaged_weights_and_causvid_its_own_steps(
     torch.save(table, tmp_path / "self_forcing_dmd.pt")
     assert door("self-forcing", tmp_path, "-o", tmp_path / "sf") == 0
     same(loaded(tmp_path / "sf").dit.state_dict(), averaged)
-    torch.save({"generator": prefixed(plain, "model.")}, wan / "model.pt")
+    torch.save({"generator": prefixed(plain, "model.")}, causvid(wan))
     assert door("causvid", wan, "-o", tmp_path / "cv") == 0
     generator = loaded(tmp_path / "cv")
     same(generator.dit.state_dict(), plain)
@@ -258,12 +263,12 @@ def test_what_is_wrong_inside_a_checkpoint_is_named(
 ):
     state = prefixed(models.dit.state_dict(), "model.")
     change(state)
-    torch.save({"generator": state}, wan / "model.pt")
+    torch.save({"generator": state}, causvid(wan))
     refused(door, capsys, "causvid", wan, "-o", tmp_path / "out", words=words)
 
 
 def test_an_unknown_wrapper_is_not_guessed_away(door, capsys, wan, models, tmp_path):
-    torch.save({"generator": prefixed(models.dit.state_dict(), "net.")}, wan / "model.pt")
+    torch.save({"generator": prefixed(models.dit.state_dict(), "net.")}, causvid(wan))
     words = r"missing blocks.*; unknown net\."
     refused(door, capsys, "causvid", wan, "-o", tmp_path / "out", words=words)
 
@@ -271,9 +276,9 @@ def test_an_unknown_wrapper_is_not_guessed_away(door, capsys, wan, models, tmp_p
 def test_two_files_of_one_name_are_not_chosen_between(door, capsys, wan, models, tmp_path):
     for folder in ("a", "b"):
         (wan / folder).mkdir()
-        torch.save({"generator": models.dit.state_dict()}, wan / folder / "model.pt")
-    words = r"want one file model\.pt in it or below it; got .*a/model\.pt, .*b/model\.pt"
-    refused(door, capsys, "causvid", wan, "-o", tmp_path / "out", words=words)
+        torch.save({"generator": models.dit.state_dict()}, wan / folder / "self_forcing_dmd.pt")
+    words = r"want one file self_forcing_dmd\.pt in it or below it; got .*/a/self.*, .*/b/self"
+    refused(door, capsys, "self-forcing", wan, "-o", tmp_path / "out", words=words)
 
 
 def test_an_adapter_of_another_model_is_named(door, capsys, wan, models, tmp_path):
