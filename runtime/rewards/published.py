@@ -87,6 +87,7 @@ def convert_hpsv3(source: Path, out: FolderWriter) -> None:
     names = sort_keys({path: read_checkpoint(path, NESTED)})
     papers = Papers.around(path.parent)
     _write(hpsv3.KIND, names, Merge(), papers, out, {})
+    out.facts(source=f"MizzenAI/HPSv3, {path.name}", licence="MIT")
 
 
 def convert_videoalign(source: Path, out: FolderWriter) -> None:
@@ -114,6 +115,7 @@ def convert_videoalign(source: Path, out: FolderWriter) -> None:
         said = read_config(checkpoint / "adapter_config.json")
         merge = _read_merge(checkpoint / "adapter_config.json", said, "r")
     _write(videoalign.KIND, sort_keys(states), merge, papers, out, extra)
+    out.facts(source=f"KlingTeam/VideoReward, {checkpoint.name}", licence="Apache-2.0")
 
 
 CONVERSIONS: dict[str, Callable[[Path, FolderWriter], None]] = {

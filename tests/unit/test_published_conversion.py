@@ -126,6 +126,8 @@ def test_the_file_itself_may_be_named(tmp_path):
     source = hpsv3_source(tmp_path / "in", published("hpsv3"))
     target = convert("hpsv3", source / "HPSv3.safetensors", tmp_path / "hpsv3")
     config = read_config(target / "config.json")
+    facts = read_config(target / "manifest.json")["facts"]
+    assert facts == {"source": "MizzenAI/HPSv3, HPSv3.safetensors", "licence": "MIT"}
     assert config["vocab_size"] == 261 and config["max_pixels"] == config["min_pixels"] == 200_704
 
 
