@@ -218,8 +218,8 @@ def _advice(error: HubError, wish: Wish) -> str:
         f"then copy {folders} into {wish.home} here",
         "gated": f"the hub wants to know you: agree to the terms at huggingface.co/{error.repo}, "
         "then run `hf auth login` or set HF_TOKEN",
-        "missing": "it was moved or removed; look at the hub for its new commit and give it with "
-        f"--revision {error.repo}=COMMIT --update",
+        "missing": f"it was moved, removed or closed to whom the hub does not know; look at huggingface.co/{error.repo}, "
+        f"then give another commit with --revision {error.repo}=COMMIT --update, or run `hf auth login`",
         "full": "the disk is full: make room, or set HF_HOME to another disk, and run the same command again",
     }.get(error.kind, "run the same command again; what has arrived is kept")
 

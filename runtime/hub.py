@@ -132,10 +132,13 @@ def _kind(error: BaseException) -> str:
         causes = (error.__cause__, error.__context__)
         inner = {_kind(cause) for cause in causes if cause is not None}
         return next(iter(inner & {"gated", "full"}), "offline")
-    if "GatedRepoError" in names or status in (401, 403):
+    if "GatedRepoError" in names:
         return "gated"
+    # The hub also answers 401 for what is not there, to whoever it does not know.
     if {"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError"} & names:
         return "missing"
+    if status in (401, 403):
+        return "gated"
     if status is not None:
         return "missing" if status == 404 else "broken"
     if isinstance(error, OSError) and error.errno in FULL:

@@ -230,7 +230,7 @@ class Reader:
         method, subject = function.attr, function.value
         if method == "join" and node.args and isinstance(node.args[0], ast.List | ast.Tuple):
             parts = node.args[0].elts
-            whole = self.read(subject) == [("",)] and all(map(self.read, parts))
+            whole = self.read(subject) == [("",)] and any(map(self.read, parts))
             return self._concatenated(parts) if whole else []
         templates = self.read(subject)
         if method == "format":

@@ -106,6 +106,7 @@ def foreign(module: str) -> Exception:
         (http("GatedRepoError", 403), "gated"),
         (http("HfHubHTTPError", 401), "gated"),
         (http("HfHubHTTPError", 403), "gated"),
+        (http("RepositoryNotFoundError", 401), "missing"),
         (http("RevisionNotFoundError", 404), "missing"),
         (http("RemoteEntryNotFoundError", 404, "EntryNotFoundError"), "missing"),
         (http("HfHubHTTPError", 404), "missing"),

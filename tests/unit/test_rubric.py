@@ -1,14 +1,17 @@
 """Rubrics taken out of code like the authors': put together as the code would, never run, and never guessed."""
 
+import ast
 import json
+import random
 import sys
+from pathlib import Path
 
 import pytest
 
 from runtime.manifest import verify
 from runtime.rewards import rubric
 from runtime.rewards.qwen2vl_words import read_rubric
-from runtime.rewards.templates import MAX_FILES
+from runtime.rewards.templates import MAX_FILES, find_templates
 from runtime.shards import FolderWriter
 
 MARKS = rubric.MARKS
@@ -190,6 +193,56 @@ def test_a_place_without_python_or_with_too_much_is_told(tmp_path):
 def test_source_that_grows_or_nests_without_end_costs_little(tmp_path, source):
     folder = written(tmp_path, one=source, two='T2 = "{p} <|Reward|>"')
     assert rubric.extract(IMAGE, folder)[0] == "{prompt} <|Reward|>"
+
+
+def program(draw: random.Random) -> str:
+    """A function of ``p`` that returns a text, put together in every way that is understood."""
+    known = ["p", "'<|Reward|>'"]
+    lines = ["def f(p):"]
+
+    def value() -> str:
+        return draw.choice(known) if draw.random() < 0.6 else repr(draw.choice([" a", "b ", "[M]", "{k}", "", "\n"]))  # fmt: skip
+
+    for number in range(draw.randint(1, 6)):
+        a, b = value(), value()
+        text = draw.choice(["x {{y}} ", " ", "%%", "{{{{z}}}}"])
+        form = draw.choice(
+            [
+                f"{a} + {b}",
+                f"{a} + 'c' + {b}",
+                f"''.join([{a}, {b}, 'd'])",
+                f"{text + '{k}|{m}'!r}.format(k={a}, m={b})",
+                f"{text + '{}{}'!r}.format({a}, {b})",
+                f"({a} + ' [M] ').replace('[M]', {b})",
+                f"(' ' + {a} + '  ').strip()",
+                f"({a} + ' ').rstrip() + {b}",
+                f"'e %s f' % {a}" if a == "p" else f"{b} + {a}",
+                f"f'g{{{{h}}}} {{{a}}}i'" if a.isidentifier() else f"{a} + {b}",
+            ]
+        )
+        lines.append(f"    v{number} = {form}")
+        known.append(f"v{number}")
+    return "\n".join([*lines, f"    return {known[-1]} + '.'"])
+
+
+def test_programs_mean_here_what_python_makes_of_them():
+    """Of our own, so that they may be run: what Python returns must be among what is found."""
+    met = 0
+    for seed in range(4000):
+        source = program(random.Random(seed))
+        made: dict = {}
+        exec(source, made)
+        text = made["f"]("<P>")
+        if text.count("<P>") != 1 or text.count("<|Reward|>") != 1 or "{prompt}" in text:
+            continue
+        met += 1
+        tree = {Path("one.py"): ast.parse(source)}
+        found = {
+            "".join(piece if isinstance(piece, str) else "<P>" for piece in one.template)
+            for one in find_templates(tree, lambda template: True)
+        }
+        assert text in found, source
+    assert met > 200
 
 
 def test_source_that_nests_beyond_reason_is_told(tmp_path):
