@@ -68,6 +68,15 @@ def test_a_hub_that_changes_its_mind_about_a_commit_is_not_believed(bench, capsy
     assert f"{MAKER}/{WEIGHTS}: known as" in one_line(capsys)
 
 
+def test_a_hub_that_answers_with_another_commit_is_not_believed(bench, capsys):
+    resolve = bench.hub.resolve
+    bench.hub.repositories[MAKER][SECOND] = published(seed=1)
+    bench.hub.resolve = lambda repo, revision: resolve(repo, SECOND if repo == MAKER else revision)
+    assert bench.fetch("--revision", f"{MAKER}={FIRST}") == 1
+    assert f"asked for {FIRST}, got {SECOND}" in one_line(capsys)
+    assert bench.hub.downloads == []
+
+
 def test_a_file_that_is_not_in_the_repository_is_named(bench, capsys):
     del bench.hub.repositories[MAKER][FIRST]["rubric.txt"]
     assert bench.fetch() == 1

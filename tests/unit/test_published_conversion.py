@@ -178,6 +178,7 @@ def lora(down=(RANK, 32), up=(32, RANK)):
         (lora(), {"peft_lora_config": {}}, "an adapter of rank 2, but what lies beside it speaks of 0"),
         (lora(), {"peft_lora_config": {"lora_r": RANK, "lora_alpha": 0}}, "lora_alpha above 0"),
         (lora(), {"peft_lora_config": {"lora_r": 4, "lora_alpha": 1}}, "of rank 2, but what lies beside it speaks of 4"),
+        (lora(), {"peft_lora_config": {"lora_enable": False, "lora_r": RANK, "lora_alpha": 1}}, "of rank 2, but what lies beside it speaks of 0"),
         (lora(), {"peft_lora_config": [RANK]}, "peft_lora_config: want an object, got list"),
         (lora(), {"peft_lora_config": {"lora_r": RANK, "lora_alpha": 1, "use_dora": True}}, "use_dora is not supported"),
         ({}, {"model_config": {"output_dim": 2}}, "output_dim: want 1 or 3"),
@@ -222,6 +223,18 @@ def test_a_tokeniser_of_other_weights_is_refused(tmp_path, tokens, message):
     source = hpsv3_source(tmp_path / "in", published("hpsv3"), byte_tokeniser(tokens))
     with pytest.raises(ValueError, match=message):
         convert("hpsv3", source, tmp_path / "hpsv3")
+
+
+@pytest.mark.parametrize(("rows", "fits"), [(260, False), (262, False), (998, False), (999, True)])
+def test_rows_without_a_token_are_those_that_the_backbone_is_padded_with_or_an_error(tmp_path, rows, fits):  # fmt: skip
+    state = published("hpsv3") | {"model.embed_tokens.weight": torch.zeros(rows, 32)}
+    source = hpsv3_source(tmp_path / "in", state)  # its config.json says 999
+    if fits:
+        target = convert("hpsv3", source, tmp_path / "hpsv3")
+        assert read_config(target / "config.json")["vocab_size"] == 999
+    else:
+        with pytest.raises(ValueError, match=f"knows 261 tokens .* has {rows} rows"):
+            convert("hpsv3", source, tmp_path / "hpsv3")
 
 
 def test_a_token_that_is_not_the_last_is_refused(tmp_path):
