@@ -75,6 +75,8 @@ class Stored(Mapping[str, Tensor]):
         flat = torch.frombuffer(
             self._map(self._homes[name]), dtype=dtype, count=count, offset=entry.begin
         )
+        if entry.begin % dtype.itemsize:
+            flat = flat.clone()  # some files lay numbers where loads of whole words may not go
         return flat.view(entry.shape)
 
     def release(self, name: str) -> None:

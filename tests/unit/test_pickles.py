@@ -179,6 +179,13 @@ def test_a_record_that_leaves_the_archive_is_named(path, name):
     refused(path, "a record's name leaves the archive")
 
 
+def test_an_archive_with_something_before_it_is_refused(path):
+    """Python's zip reader would look past it; torch's may see another archive in it."""
+    torch.save(state(), path)
+    path.write_bytes(b"before" * 20 + path.read_bytes())
+    refused(path, "has something before its first record|not a whole .pt archive")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_is_not_a_state_dict(path):
     torch.jit.script(nn.Linear(2, 3)).save(str(path))
