@@ -243,7 +243,7 @@ class FolderWriter:
             filled += size
         shards.append(self._write_shard(name, len(shards), waiting, dtype))
         for number, path in enumerate(shards, 1):
-            path.rename(path.with_name(shard_name(name, number, len(shards))))
+            path.rename(self._place(shard_name(name, number, len(shards))))
 
     def json(self, name: str, table: Any) -> None:
         """Write ``table`` as ``name``.json, or as ``name`` if that ends so already."""

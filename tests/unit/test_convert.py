@@ -139,6 +139,14 @@ def test_a_merged_weight_is_rounded_once(door, wan, models, tmp_path):
     same(dict(narrow), {name: tensor.bfloat16() for name, tensor in wide.items()})
 
 
+def test_a_merged_weight_keeps_the_dtype_of_its_base(door, wan, models, tmp_path):
+    source = longlive(wan, models, "model.", "")
+    state = {name: t.bfloat16() for name, t in prefixed(trained(models), "model.").items()}
+    torch.save({"generator": state}, source / "models" / "longlive_base.pt")
+    assert door("longlive", source, "-o", tmp_path / "out") == 0
+    assert set(Stored(tmp_path / "out" / "dit.safetensors").dtypes.values()) == {"BF16"}
+
+
 def test_an_adapter_may_lie_elsewhere(door, wan, models, tmp_path):
     source = longlive(wan, models, "model.", "")
     assert door("longlive", source, "-o", tmp_path / "one") == 0
@@ -298,19 +306,13 @@ def test_an_adapter_of_another_model_is_named(door, capsys, wan, models, tmp_pat
     )
 
 
-def test_a_source_that_is_not_what_its_manifest_says_is_named(door, capsys, wan, tmp_path):
-    manifest.write(flat_copy(wan, tmp_path / "flat"), {})
-    (tmp_path / "flat" / "stray").touch()
-    arguments = ("wan-1.3b", tmp_path / "flat", "-o", tmp_path / "out")
-    refused(door, capsys, *arguments, "--verify", words="does not list stray")
-
-
-def flat_copy(source: Path, target: Path) -> Path:
-    target.mkdir()
-    for path in source.iterdir():
-        if path.is_file():
-            (target / path.name).write_bytes(path.read_bytes())
-    return target
+def test_a_source_that_is_not_what_its_manifest_says_is_named(door, capsys, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    manifest.write(source, {})
+    (source / "stray").touch()
+    arguments = ("wan-1.3b", source, "-o", tmp_path / "out", "--verify")
+    refused(door, capsys, *arguments, words="does not list stray")
 
 
 # The disk.

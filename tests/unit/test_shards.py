@@ -252,6 +252,10 @@ def test_a_manifest_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch)
         (lambda out: out.text("../x", ""), r"want plain file names, got '\.\./x'"),
         (lambda out: out.json("manifest", {}), "manifest.json is there already"),
         (lambda out: [out.text("a", ""), out.text("a", "")], "a is there already"),
+        (
+            lambda out: [out.weights("n", {}), out.weights("n", {})],
+            "n.safetensors is there already",
+        ),
         (lambda out: out.copy("x", Path("/nowhere")), "/nowhere: no such file"),
         (lambda out: out.weights("n", [("a", torch.ones(1))] * 2), "n: a: comes twice"),
         (lambda out: out.weights("n", {"a": torch.ones(1) * 1j}), "cannot be stored as torch.comp"),
