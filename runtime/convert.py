@@ -47,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         complain("stopped", "nothing was written")
         return 143 if isinstance(stop, Terminated) else 130
-    except (ValueError, RuntimeError, OSError, ImportError, MemoryError) as error:
-        complain("error", error)
+    except Exception as error:
+        known = isinstance(error, (ValueError, RuntimeError, OSError, ImportError))
+        complain("error", error if known else f"{type(error).__name__}: {error}")
         return 2 if isinstance(error, ValueError) else 1
 
 

@@ -75,6 +75,8 @@ class Stored(Mapping[str, Tensor]):
         flat = torch.frombuffer(
             self._map(self._homes[name]), dtype=dtype, count=count, offset=entry.begin
         )
+        if entry.begin % dtype.itemsize:
+            flat = flat.clone()  # some files lay numbers where loads of whole words may not go
         return flat.view(entry.shape)
 
     def release(self, name: str) -> None:
@@ -241,7 +243,7 @@ class FolderWriter:
             filled += size
         shards.append(self._write_shard(name, len(shards), waiting, dtype))
         for number, path in enumerate(shards, 1):
-            path.rename(path.with_name(shard_name(name, number, len(shards))))
+            path.rename(self._place(shard_name(name, number, len(shards))))
 
     def json(self, name: str, table: Any) -> None:
         """Write ``table`` as ``name``.json, or as ``name`` if that ends so already."""

@@ -115,7 +115,7 @@ class Checkpoint:
         out.json("model", {"config": recipe})
         for name, part in parts.items():
             out.json(name, {"config": dict(part.sizes)})
-            out.weights(name, edited(part.tensors, edits if name == "dit" else {}))
+            out.weights(name, edited(part.tensors, edits if name == "dit" else {}, out.dtype))
         out.copy("tokenizer.json", tokeniser)
         out.facts(generator=self.name, source=self.origin, licence=self.licence)
         out.facts(dit=dit.path.name, lora=adapter.name if adapter else "")
@@ -169,11 +169,11 @@ def built(path: Path, build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def edited(
-    tensors: Mapping[str, Tensor], edits: Mapping[str, Edit]
+    tensors: Mapping[str, Tensor], edits: Mapping[str, Edit], dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """``tensors``, those with an edit as it makes them, one at a time."""
+    """``tensors`` one at a time, those with an edit as it makes them, rounded once: to ``dtype``, None: to their own."""
     for name, tensor in tensors.items():
-        yield name, edits[name](tensor) if name in edits else tensor
+        yield name, edits[name](tensor).to(dtype or tensor.dtype) if name in edits else tensor
 
 
 def is_diffusers(base: Path) -> bool:

@@ -115,6 +115,17 @@ def test_numbers_lie_at_multiples_of_their_size(folder):
     assert all(stored[name].data_ptr() % tensors()[name].itemsize == 0 for name in tensors())
 
 
+def test_numbers_that_lie_elsewhere_are_moved(tmp_path):
+    """A header of odd length, as writers that do not pad leave it."""
+    header = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
+    header += b" " * (1 - len(header) % 2)
+    values = torch.arange(3.0)
+    content = len(header).to_bytes(8, "little") + header + values.numpy().tobytes()
+    (tmp_path / "n.safetensors").write_bytes(content)
+    assert len(header) % 4 and torch.equal(Stored(tmp_path / "n.safetensors")["a"], values)
+    assert Stored(tmp_path / "n.safetensors")["a"].data_ptr() % 4 == 0
+
+
 # Shards.
 
 
@@ -241,6 +252,10 @@ def test_a_manifest_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch)
         (lambda out: out.text("../x", ""), r"want plain file names, got '\.\./x'"),
         (lambda out: out.json("manifest", {}), "manifest.json is there already"),
         (lambda out: [out.text("a", ""), out.text("a", "")], "a is there already"),
+        (
+            lambda out: [out.weights("n", {}), out.weights("n", {})],
+            "n.safetensors is there already",
+        ),
         (lambda out: out.copy("x", Path("/nowhere")), "/nowhere: no such file"),
         (lambda out: out.weights("n", [("a", torch.ones(1))] * 2), "n: a: comes twice"),
         (lambda out: out.weights("n", {"a": torch.ones(1) * 1j}), "cannot be stored as torch.comp"),
