@@ -272,9 +272,9 @@ class ImageRewardNet(nn.Module):
     def flops(self, text_tokens: int) -> int:
         """Of one picture: two for every multiplication of its matrices and of attention."""
         c, S, L = self.config, 1 + self.config.patches, text_tokens
-        V, E, I = c.vision_width, c.hidden_size, c.intermediate_size
+        V, E = c.vision_width, c.hidden_size
         block = 2 * S * V * V * 12 + 4 * S * S * V
         own = 2 * L * E * E * 4 + 4 * L * L * E
         cross = 2 * L * E * E * 2 + 2 * S * V * E * 2 + 4 * L * S * E
         patches = 2 * c.patches * 3 * c.patch_size**2 * V
-        return patches + c.vision_layers * block + c.num_hidden_layers * (own + cross + 4 * L * E * I)  # fmt: skip
+        return patches + c.vision_layers * block + c.num_hidden_layers * (own + cross + 4 * L * E * c.intermediate_size)  # fmt: skip

@@ -67,7 +67,8 @@ def run(program: bytes, rebuild: Rebuild = lambda name, arguments: None) -> Any:
     machine = Machine(rebuild)
     place: int | None = 0
     try:
-        for steps, (opcode, argument, place) in enumerate(pickletools.genops(program)):
+        for steps, (opcode, argument, at) in enumerate(pickletools.genops(program)):
+            place = at
             if steps > MAX_STEPS:
                 raise ValueError(f"want at most {MAX_STEPS} steps")
             if opcode.name == "STOP":

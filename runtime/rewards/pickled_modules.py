@@ -26,7 +26,9 @@ from runtime.rewards.inert_pickle import MAX_BYTES, Foreign, Made, Name, run
 MAX_RECORDS = 100_000
 MAX_DEPTH = 64
 MAX_TENSORS = 100_000
-LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip record: signature, lengths of the name and of what follows it
+LOCAL_HEADER = struct.Struct(
+    "<4s22xHH"
+)  # of a zip record: signature, lengths of the name and of what follows it
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
