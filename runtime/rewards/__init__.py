@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -31,7 +32,6 @@ REWARDS = {
     "stub": "runtime.rewards.stub:Stub",
     "videoalign": "runtime.rewards.videoalign:VideoAlign",
     "videollama3": "runtime.rewards.videollama3:VideoLLaMA3",
-    "visionreward": "runtime.rewards.visionreward:VisionReward",
 }
 # Their weights are not in the package: how many there are, and bytes that a forward of their own batch size takes.
 PUBLISHED: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -45,7 +45,8 @@ PUBLISHED: Mapping[str, tuple[int, int]] = MappingProxyType(
     }
 )
 WEIGHTLESS = ("stub",)
-REFUSED = ("visionreward",)  # their file says why
+# Rewards that somebody may ask for and that cannot be run safely: where it is said why, and what to use instead.
+REFUSED = {"visionreward": "runtime.rewards.visionreward:WHY"}
 RANDOM = "random"
 
 
@@ -85,6 +86,8 @@ def load_reward(
 
 
 def _check_name(name: str) -> None:
+    if name in REFUSED:
+        raise ValueError(_imported(REFUSED[name]))
     if name not in REWARDS:
         guess = difflib.get_close_matches(name, REWARDS, n=1)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
@@ -92,9 +95,8 @@ def _check_name(name: str) -> None:
 
 
 def _load(name: str, device: str, weights: str, dtype: torch.dtype) -> RewardModel:
-    module, _, attribute = REWARDS[name].partition(":")
-    kind = getattr(importlib.import_module(module), attribute)
-    if name in WEIGHTLESS or name in REFUSED:
+    kind = _imported(REWARDS[name])
+    if name in WEIGHTLESS:
         return kind.load(device=device)
     if name in PUBLISHED:
         if weights == RANDOM:
@@ -106,6 +108,11 @@ def _load(name: str, device: str, weights: str, dtype: torch.dtype) -> RewardMod
         )
     path = Path(weights) / name / "model.safetensors" if weights else None
     return kind.load(device=device, path=path)
+
+
+def _imported(row: str) -> Any:
+    module, _, attribute = row.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _published_folder(name: str, weights: str) -> Path:

@@ -5,25 +5,8 @@ CogVLM2; its checkpoints bring Python files that would have to be run as they co
 stranger's program. The method itself is ``videollama3``: the same questions and weights, put into its questions.json.
 """
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import NoReturn
-
-import torch
-
 WHY = (
     "reward 'visionreward': its backbone (CogVLM2) is not in transformers and exists only as Python that comes with the "
     "weights (trust_remote_code), which this runtime never runs; use 'videollama3', a backbone that transformers has, "
     "and put VisionReward's questions and weights into its questions.json"
 )
-
-
-class VisionReward:
-    """Refuses, and says why and what to use instead."""
-
-    horizon = 10
-
-    @classmethod
-    def load(cls, device: str | torch.device = "cpu", path: Path | None = None) -> NoReturn:
-        raise ValueError(WHY)
