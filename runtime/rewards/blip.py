@@ -277,4 +277,6 @@ class ImageRewardNet(nn.Module):
         own = 2 * L * E * E * 4 + 4 * L * L * E
         cross = 2 * L * E * E * 2 + 2 * S * V * E * 2 + 4 * L * S * E
         patches = 2 * c.patches * 3 * c.patch_size**2 * V
-        return patches + c.vision_layers * block + c.num_hidden_layers * (own + cross + 4 * L * E * c.intermediate_size)  # fmt: skip
+        head = 2 * sum(a * b for a, b in zip((E, *WIDTHS), WIDTHS, strict=False))
+        layer = own + cross + 4 * L * E * c.intermediate_size
+        return patches + c.vision_layers * block + c.num_hidden_layers * layer + head

@@ -32,6 +32,7 @@ from runtime.rewards.qwen2vl_rotary import Turn, rotate, token_turns
 from runtime.weights import fill_random_, load_weights_, read_config
 
 LAYERS, HEADS, HEAD_DIM, WIDER = 4, 16, 64, 4  # of the published cross model
+THRESHOLD = 0.3
 THETA = 10_000.0
 MAX_CONDITION_BYTES = 1 << 12
 
@@ -42,7 +43,7 @@ class CrossConfig:
 
     layers: int = LAYERS
     heads: int = HEADS
-    threshold: float = 0.3
+    threshold: float = THRESHOLD
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads"):
@@ -188,7 +189,9 @@ class MPSNet(nn.Module):
         vision, E, S = self.model.config.vision, self.model.config.projection_dim, 1 + self.model.config.vision.patches  # fmt: skip
         inner = self.cross.heads * HEAD_DIM
         ff = 2 * S * E * 3 * WIDER * E
-        cross = 4 * S * E * inner + 4 * S * text_tokens * inner + ff
+        cross = (
+            4 * S * E * inner + 4 * S * text_tokens * inner + ff + 4 * text_tokens * E * HEAD_DIM
+        )
         own = 4 * S * E * inner + 4 * S * E * HEAD_DIM + 4 * S * S * inner + ff
         return self.model.flops() + 2 * S * vision.hidden_size * E + self.cross.layers * (cross + own)  # fmt: skip
 
@@ -219,7 +222,7 @@ class MPS(PictureReward):
             cross = CrossConfig(
                 layers=table.get("cross_layers", LAYERS),
                 heads=table.get("cross_heads", HEADS),
-                threshold=table.get("mask_threshold", CrossConfig.threshold),
+                threshold=table.get("mask_threshold", THRESHOLD),
             )
         except ValueError as error:
             raise ValueError(f"{path / 'config.json'}: {error}") from None
