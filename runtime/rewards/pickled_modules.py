@@ -66,8 +66,7 @@ def read_module(path: Path) -> PickledModule:
     """The tensors of the module in ``path``, a zip archive that ``torch.save`` wrote; memory-mapped, so nothing is copied."""
     try:
         with zipfile.ZipFile(path) as archive:
-            records = Records(path, archive)
-            root = run(records.program(), _rebuild)
+            return _read(path, Records(path, archive))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
@@ -75,21 +74,24 @@ def read_module(path: Path) -> PickledModule:
             f"{path}: not a whole zip archive of torch.save ({error}); files of before torch 1.6 are not read"
         ) from None
     except ValueError as error:
-        raise ValueError(error if str(path) in str(error) else f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read(path: Path, records: Records) -> PickledModule:
+    root = run(records.program(), _rebuild)
     if not isinstance(root, Made) or not isinstance(root.what, Name):
-        raise ValueError(f"{path}: want a pickled module, got {type(root).__name__}; a plain state dict is read by runtime.pickles")  # fmt: skip
+        raise ValueError(
+            f"want a pickled module, got {type(root).__name__}; a plain state dict is read by runtime.pickles"
+        )
     notes: dict[str, TensorNote] = {}
     for name, note in _walk(root, "", ()):
         if len(notes) >= MAX_TENSORS:
-            raise ValueError(f"{path}: want at most {MAX_TENSORS} tensors")
+            raise ValueError(f"want at most {MAX_TENSORS} tensors")
         notes[name] = note
     if not notes:
-        raise ValueError(f"{path}: {root.what} holds no parameters")
+        raise ValueError(f"{root.what} holds no parameters")
     whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-    try:
-        tensors = {name: records.tensor(whole, name, note) for name, note in notes.items()}
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    tensors = {name: records.tensor(whole, name, note) for name, note in notes.items()}
     return PickledModule(str(root.what), tensors)
 
 
