@@ -41,7 +41,7 @@ PUBLISHED: Mapping[str, tuple[int, int]] = MappingProxyType(
         "imagereward": (446_206_689, 1 << 30),
         "mps": (1_104_606_721, 1 << 30),
         "videoalign": (2_208_563_200, 1 << 30),
-        "videollama3": (8_044_936_688, 2 << 30),
+        "videollama3": (8_044_744_944, 2 << 30),
     }
 )
 WEIGHTLESS = ("stub",)
