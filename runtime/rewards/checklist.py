@@ -39,9 +39,16 @@ class Dialogue:
 class Asker(Protocol):
     """Turns a prompt and the times of its frames into tokens."""
 
-    yes: tuple[int, ...]  # ids that an answer may begin with
-    no: tuple[int, ...]
-    weights: tuple[float, ...]
+    @property
+    def yes(self) -> tuple[int, ...]:
+        """Ids that an answer may begin with."""
+        ...
+
+    @property
+    def no(self) -> tuple[int, ...]: ...
+
+    @property
+    def weights(self) -> tuple[float, ...]: ...
 
     def dialogue(self, prompt: str, seconds: Sequence[float]) -> Dialogue: ...
 
@@ -65,14 +72,14 @@ def read_questions(path: Path) -> tuple[Question, ...]:
 
 
 def _question(path: Path, number: int, entry: Any) -> Question:
-    text = entry.get("text") if isinstance(entry, dict) else None
-    weight = entry.get("weight") if isinstance(entry, dict) else None
+    table: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    text, weight = table.get("text"), table.get("weight")
     if not isinstance(text, str) or not 1 <= len(text.strip()) <= MAX_CHARACTERS:
         raise ValueError(
             f"{path}: question {number}: want a text of 1 to {MAX_CHARACTERS} characters"
         )
     real = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not real or not math.isfinite(weight) or not -1000.0 <= weight <= 1000.0:
+    if weight is None or not real or not math.isfinite(weight) or abs(weight) > 1000:
         raise ValueError(f"{path}: question {number}: want a weight of -1000 to 1000, got {weight!r}")  # fmt: skip
     return Question(text.strip(), float(weight))
 

@@ -129,8 +129,9 @@ def read_statistics(path: Path, names: Sequence[str]) -> dict[str, Statistics]:
 def _statistics(path: Path, name: str, entry: Any) -> Statistics:
     if not isinstance(entry, dict):
         raise ValueError(f"{path}: {name}: want an object, got {type(entry).__name__}")
+    numbers: dict[str, Any] = {key: entry.get(key) for key in ("mean", "std", "samples")}
     try:
-        return Statistics(**{key: entry.get(key) for key in ("mean", "std", "samples")})
+        return Statistics(**numbers)
     except ValueError as error:
         raise ValueError(f"{path}: {name}: {error}") from None
 

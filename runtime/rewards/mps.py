@@ -150,7 +150,7 @@ class CrossModel(nn.Module):
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         turn = token_turns(x.shape[1], HEAD_DIM, THETA, x.dtype, x.device)
         for pair in self.layers:
-            for layer in pair:
+            for layer in pair.children():
                 x = layer(x, text, mask, turn)
         return x
 

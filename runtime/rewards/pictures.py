@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from runtime.kernels.bicubic import resize_reference
 from runtime.kernels.frame_pack import quantise_reference
@@ -93,8 +93,8 @@ class PictureReward:
     horizon = 1
     halves = "even"  # of a crop: as torchvision rounds; transformers goes "down"
 
-    def __init__(self, net: nn.Module, script: Script, rows_per_forward: int = ROWS_PER_FORWARD):
-        self.net = net.eval().requires_grad_(False)
+    def __init__(self, net: Any, script: Script, rows_per_forward: int = ROWS_PER_FORWARD):
+        self.net: Any = net.eval().requires_grad_(False)
         self.script, self.rows_per_forward = script, rows_per_forward
         self.words = functools.lru_cache(maxsize=PROMPTS_KEPT)(self._words)
         weight = next(net.parameters())  # of the picture's side: heads may be wider

@@ -77,21 +77,25 @@ class Sampling:
     def read(path: Path) -> Sampling:
         """From a file, if it is there; entries that are not keep their defaults. ValueError names a wrong one."""
         table = read_config(path) if path.is_file() else {}
-        size = table.get("size") if isinstance(table.get("size"), dict) else {}
+        size: dict[str, Any] = table["size"] if isinstance(table.get("size"), dict) else {}
         own = Sampling()
-        least = table.get("min_pixels", size.get("shortest_edge", own.pixels.least))
-        most = table.get("max_pixels", size.get("longest_edge", own.pixels.most))
-        counts = [table.get(name) or getattr(own, name) for name in ("min_frames", "max_frames")]
-        fps = table.get("fps") or own.fps
+        least: Any = table.get("min_pixels", size.get("shortest_edge", own.pixels.least))
+        most: Any = table.get("max_pixels", size.get("longest_edge", own.pixels.most))
+        fewest: Any = table.get("min_frames") or own.min_frames
+        many: Any = table.get("max_frames") or own.max_frames
         try:
-            if any(type(value) is not int for value in (least, most, *counts)):
-                raise ValueError(f"pixels and frames: want whole numbers, got {[least, most, *counts]}")  # fmt: skip
-            if not 1 <= counts[0] <= counts[1] <= 4096 or not 0 < float(fps) <= 1000:
-                raise ValueError(f"want 1 to max_frames frames at an fps above 0, got {counts}, {fps!r}")  # fmt: skip
+            fps = float(table.get("fps") or own.fps)
+            whole = (least, most, fewest, many)
+            if any(type(value) is not int for value in whole):
+                raise ValueError(f"pixels and frames: want whole numbers, got {whole}")
+            if not 1 <= fewest <= many <= 4096 or not 0 < fps <= 1000:
+                raise ValueError(
+                    f"want 1 to max_frames frames at an fps above 0, got {fewest} to {many} at {fps}"
+                )
             bounds = PixelBounds(least, most)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
-        return Sampling(float(fps), *counts, bounds, bool(table.get("use_token_compression", True)))
+        return Sampling(fps, fewest, many, bounds, bool(table.get("use_token_compression", True)))
 
     def frames(self, frames: int, fps: int) -> tuple[int, ...]:
         """Indices of those that are seen, spread evenly from the first on."""
@@ -127,10 +131,10 @@ class VideoLLaMA3:
 
     horizon = 10
 
-    def __init__(self, model: nn.Module, asker: Asker, sampling: Sampling, rows_per_forward: int = ROWS_PER_FORWARD):  # fmt: skip
+    def __init__(self, model: Any, asker: Asker, sampling: Sampling, rows_per_forward: int = ROWS_PER_FORWARD):  # fmt: skip
         self.model: Any = model.eval().requires_grad_(False)
         self.asker, self.sampling, self.rows_per_forward = asker, sampling, rows_per_forward
-        weight = self.model.lm_head.weight
+        weight: Tensor = self.model.lm_head.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.yes, self.no = (upload(ids, torch.int64, self.device) for ids in (asker.yes, asker.no))
         self.weights = upload(asker.weights, torch.float32, self.device)
