@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 from runtime.rewards.blip import BlipConfig, ImageRewardNet
-from runtime.rewards.clip import Clip, ClipConfig
+from runtime.rewards.clip import ClipConfig, ClipTowers
 from runtime.rewards.mps import CrossConfig, MPSNet
 from runtime.weights import fill_random_
 
@@ -91,7 +91,7 @@ def small_net(name: str, table: dict[str, Any] | None = None) -> nn.Module:
             config = ClipConfig.read(table or CLIP_SIZES)
             net = MPSNet(config, CrossConfig(layers=2, heads=2))
         else:
-            net = Clip(ClipConfig.read(table or CLIP_SIZES))
+            net = ClipTowers(ClipConfig.read(table or CLIP_SIZES))
     return scattered(net)
 
 

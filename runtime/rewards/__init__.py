@@ -13,9 +13,9 @@ import torch
 
 from runtime.rewards.ensemble import (
     PACKAGED,
-    Ensemble,
     Member,
     is_ensemble,
+    joined,
     parse,
     read_statistics,
 )
@@ -72,7 +72,7 @@ def load_reward(
         return _load(terms[0].name, device, weights, dtype)
     names = [term.name for term in terms]
     known = read_statistics(Path(statistics) if statistics else PACKAGED, names)
-    return Ensemble(
+    return joined(
         [
             Member(
                 term.name,

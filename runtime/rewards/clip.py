@@ -194,7 +194,7 @@ class VisionTower(nn.Module):
         return self.encoder(self.pre_layrnorm(self.embeddings(pixels)))
 
 
-class Clip(nn.Module):
+class ClipTowers(nn.Module):
     """Both towers and their way into one space."""
 
     def __init__(self, config: ClipConfig) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.rewards.clip import VIT_H_14, Clip, ClipConfig
+from runtime.rewards.clip import VIT_H_14, ClipConfig, ClipTowers
 from runtime.rewards.fixed_words import ByteWords, FixedWords
 from runtime.rewards.pictures import PictureReward
 from runtime.weights import fill_random_, load_weights_, read_config
@@ -28,7 +28,7 @@ POSITIONS = ("text_model.embeddings.position_ids", "vision_model.embeddings.posi
 class ClipNet(nn.Module):
     """The cosine of a picture with the prompt, scaled."""
 
-    def __init__(self, clip: Clip) -> None:
+    def __init__(self, clip: ClipTowers) -> None:
         super().__init__()
         self.clip, self.side = clip, clip.side
 
@@ -45,7 +45,7 @@ class ClipNet(nn.Module):
         return self.clip.flops() + 2 * config.vision.hidden_size * config.projection_dim
 
 
-def scaled_direction(clip: Clip, text: Tensor) -> Tensor:
+def scaled_direction(clip: ClipTowers, text: Tensor) -> Tensor:
     """A text's vector as a direction, times CLIP's scale, float32."""
     return F.normalize(text.float(), dim=-1) * clip.logit_scale.float().exp()
 
@@ -68,7 +68,7 @@ class ClipReward(PictureReward):
     def random(cls, device: str | torch.device = "cpu", dtype: torch.dtype = torch.bfloat16) -> ClipReward:  # fmt: skip
         """A ViT-H-14 with random weights, for timing."""
         with torch.device("meta"):
-            clip = Clip(VIT_H_14)
+            clip = ClipTowers(VIT_H_14)
         fill_random_(clip, device, dtype)
         return cls(ClipNet(clip), ByteWords(VIT_H_14.text.max_position_embeddings, 256))
 
@@ -79,7 +79,7 @@ class ClipReward(PictureReward):
         """From folder ``path``: model.safetensors, config.json, tokenizer.json as transformers' CLIPModel has them."""
         config = read_clip_config(path / "config.json")
         with torch.device("meta"):
-            clip = Clip(config)
+            clip = ClipTowers(config)
         words = FixedWords(path / "tokenizer.json", config.text.max_position_embeddings, PAD, config.text.vocab_size)  # fmt: skip
         load_weights_(clip, path / "model.safetensors", unused=POSITIONS)
         return cls(ClipNet(clip.to(device, dtype)), words)

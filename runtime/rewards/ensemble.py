@@ -165,11 +165,6 @@ class Ensemble:
         """Of the weights of those members that say so."""
         return sum(m.model.nbytes for m in self.members if isinstance(m.model, Sized))
 
-    def flops(self, frames: int, height: int, width: int, fps: int, prompt: str = "") -> int:
-        """Of one clip, by those members that count theirs."""
-        models = [member.model for member in self.members]
-        return sum(m.flops(frames, height, width, fps) for m in models if isinstance(m, Counted))
-
     @torch.no_grad()
     def detail(self, clip: Clip) -> Tensor:
         """[B, members] fp32, what each member thinks of each clip in its own standard deviations, before weights."""
@@ -185,3 +180,18 @@ class Ensemble:
         columns = self.detail(clip).unbind(1)
         weighted = [c * m.weight for c, m in zip(columns, self.members, strict=True)]
         return torch.stack(weighted).sum(0)
+
+
+class CountedEnsemble(Ensemble):
+    """An ensemble all of whose members know what they cost; without one that does, a sum would be too small."""
+
+    def flops(self, frames: int, height: int, width: int, fps: int, prompt: str = "") -> int:
+        """Of one clip."""
+        models = [member.model for member in self.members]
+        return sum(m.flops(frames, height, width, fps) for m in models if isinstance(m, Counted))
+
+
+def joined(members: Sequence[Member]) -> Ensemble:
+    """The ensemble of ``members``, counted if all of them are."""
+    counted = all(isinstance(member.model, Counted) for member in members)
+    return CountedEnsemble(members) if counted else Ensemble(members)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.kernels.philox import upload
-from runtime.rewards.clip import VIT_H_14, Clip, ClipConfig
+from runtime.rewards.clip import VIT_H_14, ClipConfig, ClipTowers
 from runtime.rewards.clip_h import PAD, read_clip_config, scaled_direction
 from runtime.rewards.fixed_words import ByteWords, FixedWords
 from runtime.rewards.pictures import PictureReward, Script
@@ -161,7 +161,7 @@ class MPSNet(nn.Module):
     def __init__(self, config: ClipConfig, cross: CrossConfig) -> None:
         super().__init__()
         self.cross, self.side = cross, config.vision.image_size
-        self.model = Clip(config)
+        self.model = ClipTowers(config)
         self.cross_model = CrossModel(config.projection_dim, cross)
         self.condition: Tensor | None = None  # token ids [L] on the device
 

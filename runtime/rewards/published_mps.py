@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from runtime.pickles import read_checkpoint
-from runtime.rewards.clip import Clip
+from runtime.rewards.clip import ClipTowers
 from runtime.rewards.clip_h import POSITIONS, read_clip_config
 from runtime.rewards.mps import CrossConfig, MPSNet, read_condition
 from runtime.rewards.pickled_modules import read_module
@@ -67,7 +67,7 @@ def convert_clip(source: Path, out: FolderWriter) -> None:
     stored = read_checkpoint(path)
     tensors = {name: stored[name] for name in stored if name not in POSITIONS}
     with torch.device("meta"):
-        clip = Clip(config)
+        clip = ClipTowers(config)
     check_shapes(path, clip, tensors)
     out.weights("model", tensors)
     out.json("config", read_config(source / "config.json"))

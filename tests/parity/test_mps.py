@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from runtime.rewards.clip import Clip
+from runtime.rewards.clip import ClipTowers
 from runtime.rewards.clip_h import ClipNet
 from runtime.rewards.mps import CrossConfig, MPSNet
 from tests.picture_folder import CLIP_SIZES, small_net
@@ -20,7 +20,7 @@ PIXELS = torch.randn(3, 3, 28, 28, generator=generator_of(3))
 IDS = torch.cat((torch.tensor([258]), torch.randint(1, 250, (8,), generator=generator_of(4)), torch.full((11,), END)))  # fmt: skip
 
 
-def stock_of(ours: Clip, **changes) -> CLIPModel:
+def stock_of(ours: ClipTowers, **changes) -> CLIPModel:
     """transformers' model with our weights under its names; strict, so every name must match."""
     sizes = {
         **CLIP_SIZES,
@@ -33,7 +33,7 @@ def stock_of(ours: Clip, **changes) -> CLIPModel:
 
 
 @pytest.fixture(scope="module")
-def ours() -> Clip:
+def ours() -> ClipTowers:
     return small_net("clip-h")
 
 

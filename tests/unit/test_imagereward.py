@@ -153,7 +153,7 @@ def test_random_weights_are_the_published_size():
     """Counted on the meta device: 446 M is what ImageReward.pt holds for its score, 986 M is LAION's ViT-H-14."""
     from runtime.rewards.blip import ImageRewardNet
     from runtime.rewards.clip import VIT_H_14
-    from runtime.rewards.clip import Clip as ClipTowers
+    from runtime.rewards.clip import ClipTowers
     from runtime.rewards.mps import CrossConfig, MPSNet
 
     with torch.device("meta"):
