@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -65,19 +65,27 @@ def load_reward(
     that of a published reward's backbone, ``statistics`` a JSON file of every member's scale, "" the package's.
     ValueError for an unknown name, with a guess, for weights that are not there, naming the file.
     """
-    terms = parse(name)
+    return assemble(name, statistics, lambda member: _load(member, device, weights, dtype))
+
+
+def assemble(expression: str, statistics: str, load: Callable[[str], RewardModel]) -> RewardModel:
+    """The model that ``load`` makes of a single name, or the ensemble of those it makes of every name in ``expression``.
+
+    Names and statistics are checked before anything is loaded; ``statistics`` as in ``load_reward``.
+    """
+    terms = parse(expression)
     for term in terms:
         _check_name(term.name)
     if not is_ensemble(terms):
-        return _load(terms[0].name, device, weights, dtype)
-    names = [term.name for term in terms]
-    known = read_statistics(Path(statistics) if statistics else PACKAGED, names)
+        return load(terms[0].name)
+    path = Path(statistics) if statistics else PACKAGED
+    known = read_statistics(path, [term.name for term in terms])
     return joined(
         [
             Member(
                 term.name,
                 1.0 if term.weight is None else term.weight,
-                _load(term.name, device, weights, dtype),
+                load(term.name),
                 known[term.name],
             )
             for term in terms
@@ -101,7 +109,7 @@ def _load(name: str, device: str, weights: str, dtype: torch.dtype) -> RewardMod
     if name in PUBLISHED:
         if weights == RANDOM:
             return kind.random(device, dtype)
-        return kind.load(device, _published_folder(name, weights), dtype)
+        return kind.load(device, published_folder(name, weights), dtype)
     if weights == RANDOM:
         raise ValueError(
             f"reward {name!r}: has no random form, for its weights are in the package; set reward.weights to ''"
@@ -115,7 +123,7 @@ def _imported(row: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _published_folder(name: str, weights: str) -> Path:
+def published_folder(name: str, weights: str) -> Path:
     """Where a published reward's files are: in the folder that was named, else where fetched weights are kept."""
     if weights:
         return Path(weights) / name

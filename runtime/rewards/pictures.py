@@ -94,7 +94,7 @@ class PictureReward:
     halves = "even"  # of a crop: as torchvision rounds; transformers goes "down"
 
     def __init__(self, net: Any, script: Script, rows_per_forward: int = ROWS_PER_FORWARD):
-        self.net: Any = net.eval().requires_grad_(False)
+        self.network: Any = net.eval().requires_grad_(False)
         self.script, self.rows_per_forward = script, rows_per_forward
         self.words = functools.lru_cache(maxsize=PROMPTS_KEPT)(self._words)
         weight = next(net.parameters())  # of the picture's side: heads may be wider
@@ -103,24 +103,24 @@ class PictureReward:
     @property
     def nbytes(self) -> int:
         """Of the weights."""
-        return sum(value.numel() * value.element_size() for value in self.net.parameters())
+        return sum(value.numel() * value.element_size() for value in self.network.parameters())
 
     def flops(self, frames: int, height: int, width: int, fps: int, prompt: str = "") -> int:
         """Of one clip, whatever its size and speed; the prompt is read once and not counted."""
-        return frames * self.net.flops(len(self.script.ids(prompt).ids))
+        return frames * self.network.flops(len(self.script.ids(prompt).ids))
 
     @torch.no_grad()
     def prepare(self, clip: Clip) -> Sight:
         """Every frame of every clip as a row of its own."""
         frames = check_clip(clip).flatten(0, 1).to(self.device)
-        pixels = squares(frames, self.net.side, self.dtype, self.halves)
+        pixels = squares(frames, self.network.side, self.dtype, self.halves)
         return Sight(pixels, self.words(clip.prompt))
 
     @torch.no_grad()
     def forward(self, sight: Sight) -> Tensor:
         """The score of every row, [B * T] fp32."""
         parts = [
-            self.net(sight.pixels[rows.start : rows.stop], *sight.words)
+            self.network(sight.pixels[rows.start : rows.stop], *sight.words)
             for rows in row_ranges(len(sight.pixels), self.rows_per_forward)
         ]
         return torch.cat(parts)
@@ -136,4 +136,4 @@ class PictureReward:
     def _words(self, prompt: str) -> tuple[Tensor, ...]:
         row = self.script.ids(prompt)
         ids, mask = (upload(part, torch.int64, self.device) for part in (row.ids, row.mask))
-        return self.net.read(ids, mask)
+        return self.network.read(ids, mask)
