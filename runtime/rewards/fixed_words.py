@@ -42,6 +42,11 @@ class FixedWords:
                 f"{path}: has {largest} tokens, but the model knows {vocab_size}; "
                 "the tokeniser belongs to other weights"
             )
+        around = len(self.tokeniser.encode("").ids)
+        if around != 2:
+            raise ValueError(
+                f"{path}: want one mark before and one behind a text, got {around}; copy the tokenizer.json of the backbone"
+            )
         self.tokeniser.enable_truncation(length)
         self.tokeniser.enable_padding(length=length, pad_id=pad_id, pad_token=pad)
         # A prompt that spells a special token is text all the same.

@@ -10,6 +10,7 @@ Raises  ValueError that names the file: no zip archive, compressed records, a st
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 import zipfile
@@ -26,6 +27,7 @@ from runtime.rewards.inert_pickle import MAX_BYTES, Foreign, Made, Name, run
 MAX_RECORDS = 100_000
 MAX_DEPTH = 64
 MAX_TENSORS = 100_000
+MAX_MODULES = 100_000  # a module may stand in two places, which may stand in two places, ...
 LOCAL_HEADER = struct.Struct(
     "<4s22xHH"
 )  # of a zip record: signature, lengths of the name and of what follows it
@@ -84,7 +86,7 @@ def _read(path: Path, records: Records) -> PickledModule:
             f"want a pickled module, got {type(root).__name__}; a plain state dict is read by runtime.pickles"
         )
     notes: dict[str, TensorNote] = {}
-    for name, note in _walk(root, "", ()):
+    for name, note in _walk(root, "", (), itertools.count()):
         if len(notes) >= MAX_TENSORS:
             raise ValueError(f"want at most {MAX_TENSORS} tensors")
         notes[name] = note
@@ -107,8 +109,12 @@ def _rebuild(name: Name, arguments: Any) -> Any:
     return None
 
 
-def _walk(module: Made, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[str, TensorNote]]:
-    """Names and tensors of a module and those inside it."""
+def _walk(
+    module: Made, prefix: str, above: tuple[int, ...], seen: Iterator[int]
+) -> Iterator[tuple[str, TensorNote]]:
+    """Names and tensors of a module and those inside it; ``seen`` counts the modules."""
+    if next(seen) >= MAX_MODULES:
+        raise ValueError(f"want at most {MAX_MODULES} modules")
     if id(module) in above or len(above) >= MAX_DEPTH:
         raise ValueError(f"{prefix or 'the module'}: holds itself, or more than {MAX_DEPTH} deep")
     state = module.state
@@ -120,7 +126,7 @@ def _walk(module: Made, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[s
                 yield prefix + name, value
     for name, value in _entries(state.get("_modules"), prefix + "_modules"):
         if isinstance(value, Made):
-            yield from _walk(value, f"{prefix}{name}.", (*above, id(module)))
+            yield from _walk(value, f"{prefix}{name}.", (*above, id(module)), seen)
 
 
 def _entries(table: Any, where: str) -> Iterator[tuple[str, Any]]:

@@ -122,6 +122,14 @@ def test_words_are_cut_padded_and_never_marks(folder):
     assert spelt.ids.count(marks["[SEP]"]) == 1 and sum(spelt.mask) == 7
 
 
+def test_a_tokeniser_that_puts_no_marks_is_refused(tmp_path):
+    write_pictures(tmp_path, "imagereward")
+    path = tmp_path / "imagereward" / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
+    with pytest.raises(ValueError, match=r"tokenizer.json: want one mark before and one behind"):
+        load_reward("imagereward", "cpu", str(tmp_path))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_missing_file_is_named(tmp_path, name, file):

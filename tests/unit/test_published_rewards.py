@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from runtime.arguments import build_settings, parse
 from runtime.engine import Engine
 from runtime.rewards import PUBLISHED, REWARDS, load_reward
 from runtime.rewards.qwen2vl_rotary import token_turns
@@ -122,6 +123,22 @@ def test_settings_name_two_ensembles_their_folder_and_their_scale(folder):
     list(engine.stream("a red circle moving left", watch=records.append))
     assert engine.parts.image.names == ("mps", "imagereward")
     assert all(c.scores.fused == c.scores.fused for record in records for c in record.candidates)
+
+
+def test_the_command_line_takes_rewards_weights_and_a_stride():
+    words = [
+        "x",
+        "--reward-stride",
+        "3",
+        "--set",
+        "reward.image=mps*0.5+stub",
+        "--set",
+        "reward.weights=there",
+    ]
+    reward = build_settings(parse(words)).reward
+    assert (reward.stride, reward.image, reward.weights) == (3, "mps*0.5+stub", "there")
+    with pytest.raises(ValueError, match=r"reward.stride: want at least 1"):
+        build_settings(parse(["x", "--reward-stride", "0"]))
 
 
 @pytest.mark.parametrize("name", QWEN)
