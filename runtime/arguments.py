@@ -50,6 +50,11 @@ FLAGS = {  # option -> the setting it changes, what its value is called, what it
         "N",
         "prompts that share every batch; 0: all that memory holds (default: 1)",
     ),
+    "reward_stride": (
+        "reward.stride",
+        "N",
+        "the image reward sees every N-th frame of a chunk, its last one among them (default: 1)",
+    ),
     "rope": ("memory.rope", "NAME", "absolute, or relative for videos beyond a minute"),
 }
 SWITCHES = {  # option that turns its setting off
@@ -88,7 +93,7 @@ def build_parser() -> Parser:
     add("-o", "--output", default="out.mp4", metavar="MP4", help="the video (default: %(default)s)")
     add("--prompts-file", metavar="FILE", help="UTF-8, one prompt a line: out_000.mp4, ...")
     for option, (_, metavar, text) in FLAGS.items():
-        add(f"--{option}", metavar=metavar, help=text)
+        add(f"--{option.replace('_', '-')}", metavar=metavar, help=text)
     for option, name in SWITCHES.items():
         add(f"--{option.replace('_', '-')}", action="store_true", help=f"turn {name} off")
     known = ", ".join(PRESETS)

@@ -29,7 +29,7 @@ class Parts:
 
     @staticmethod
     def load(settings: Settings) -> Parts:
-        run, policy = settings.run, build_policy_of(settings)
+        run, reward, policy = settings.run, settings.reward, build_policy_of(settings)
         device, dtype = find_device(run.device), DTYPES[run.dtype]
         generator = load_generator(
             run.generator,
@@ -43,13 +43,13 @@ class Parts:
             run.verify,
         )
         scoring = None
-        if settings.reward.decoder == "tiny" and policy.judges:
+        if reward.decoder == "tiny" and policy.judges:
             scoring = load_scoring_decoder(run.generator, device, dtype, run.weights)
         image = video = None
         if policy.judges or policy.rates:
             image, video = (
-                load_reward(name, run.device, settings.reward.weights, dtype)
-                for name in (settings.reward.image, settings.reward.video)
+                load_reward(name, run.device, reward.weights, dtype, reward.statistics)
+                for name in (reward.image, reward.video)
             )
         noise = PhiloxNoise(device, dtype, run.ops)
         return Parts(generator, image, video, noise, scoring=scoring)
