@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from runtime.pickles import read_checkpoint
-from runtime.rewards import hpsv3, videoalign
+from runtime.rewards import hpsv3, published_imagereward, published_mps, videoalign
 from runtime.rewards.peft_keys import Names, merged_shapes, sort_keys
 from runtime.rewards.qwen2vl import Qwen2VL, Qwen2VLConfig
 from runtime.rewards.qwen2vl_judge import Kind
@@ -121,6 +121,8 @@ def convert_videoalign(source: Path, out: FolderWriter) -> None:
 CONVERSIONS: dict[str, Callable[[Path, FolderWriter], None]] = {
     "hpsv3": convert_hpsv3,
     "videoalign": convert_videoalign,
+    **published_imagereward.CONVERSIONS,
+    **published_mps.CONVERSIONS,
 }
 
 

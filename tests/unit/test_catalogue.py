@@ -87,8 +87,8 @@ def test_the_rewards_conversions_find_every_file_of_their_rows(tmp_path):
     assert Papers.around(checkpoint, folder).find("config.json").parent.name == "Qwen2-VL-2B-Instruct"  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["hpsv3", "videoalign"])
-def test_every_reward_of_the_paper_has_a_conversion(name):
+@pytest.mark.parametrize("name", ["hpsv3", "videoalign", "imagereward"])
+def test_every_reward_has_a_conversion(name):
     assert name in REWARDS and name in find_row(name).use
 
 
