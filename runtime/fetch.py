@@ -2,7 +2,7 @@
 
 It first shows what it would take: files, sizes, licences and the disk they need. Files come from the hub at a pinned
 commit and are checked against the digests that the hub states; then they are converted into ``<home>/<name>/``. Exit
-codes: 0 done, 1 the machine or the hub failed, 2 the call was wrong, 130 and 143 stopped. Every error is one line on stderr.
+codes: 0 done, 1 the machine or the hub failed, 2 the call was wrong, 130 and 143 stopped. Every error is one line.
 """
 
 from __future__ import annotations
@@ -81,12 +81,27 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="what to fetch, see --list")
-    add("-o", "--output", metavar="DIR", help="where weights live (default: $STREAM_T1_WEIGHTS or ~/.cache/stream-t1-runtime)")  # fmt: skip
+    add(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="where weights live (default: $STREAM_T1_WEIGHTS or ~/.cache/stream-t1-runtime)",
+    )
     add("--yes", action="store_true", help="do not ask before downloading")
     add("--list", action="store_true", help="show everything that can be fetched and stop")
     add("--no-convert", action="store_true", help="download and check, but do not convert")
-    add("--update", action="store_true", help="settle on commits anew instead of keeping the pinned ones")  # fmt: skip
-    add("--revision", action="append", default=[], metavar="REPO=COMMIT", help="take this commit of a repository")  # fmt: skip
+    add(
+        "--update",
+        action="store_true",
+        help="settle on commits anew instead of keeping the pinned ones",
+    )
+    add(
+        "--revision",
+        action="append",
+        default=[],
+        metavar="REPO=COMMIT",
+        help="take this commit of a repository",
+    )
     options = parser.parse_intermixed_args(arguments)
     if not options.list and not options.names:
         raise ValueError(f"say what to fetch: {', '.join(CATALOGUE)}; --list tells more")

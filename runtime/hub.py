@@ -1,4 +1,4 @@
-"""The model hub behind a small seam: what a repository holds at a commit, and one file of it. Nothing else asks a network.
+"""The model hub behind a small seam: what a repository holds at a commit, and one file of it. Only this asks a network.
 
 The hub names a large file by its sha256 and a small one by git's blob id; ``check_file`` knows both by their length.
 """

@@ -1,4 +1,4 @@
-"""Which commit of every repository this machine has settled on: a lock file in the weights' home, so nothing moves unasked.
+"""Which commit of every repository this machine has settled on: a lock file in the weights' home; nothing moves unasked.
 
     pins.json   {"format": 1, "repositories": {repo: {"revision", "files": {path: {"bytes", "digest"}}}}}
 

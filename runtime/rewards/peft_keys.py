@@ -89,7 +89,9 @@ def merged_shapes(
     for name in names.downs.keys() | names.ups.keys():
         pieces = [side.get(name) for side in (names.downs, names.ups)]
         down, up = (tuple(piece.tensor.shape) if piece else () for piece in pieces)
-        fits = len(down) == len(up) == 2 and down[0] == up[1] and (up[0], down[1]) == wanted.get(name)  # fmt: skip
+        fits = (
+            len(down) == len(up) == 2 and down[0] == up[1] and (up[0], down[1]) == wanted.get(name)
+        )
         if not fits:
             shapes |= {piece.key: tuple(piece.tensor.shape) for piece in pieces if piece}
     return shapes

@@ -37,7 +37,14 @@ from runtime.shards import FolderWriter
 from runtime.weights import compare_keys, read_config
 
 MAX_TOKENISER_BYTES = 64 << 20
-HPSV3_FILES = ("HPSv3.safetensors", "HPSv3.pth", "HPSv3.pt", "model.safetensors", "model.pth", "model.pt")  # fmt: skip
+HPSV3_FILES = (
+    "HPSv3.safetensors",
+    "HPSv3.pth",
+    "HPSv3.pt",
+    "model.safetensors",
+    "model.pth",
+    "model.pt",
+)
 NESTED = ("model", "state_dict")
 log = logging.getLogger(__name__)
 
@@ -103,7 +110,10 @@ def convert_videoalign(source: Path, out: FolderWriter) -> None:
         said = _object(root / "model_config.json", facts, "peft_lora_config")
         merge = _read_merge(root / "model_config.json", said, "lora_r")
     else:
-        adapter, tuned = checkpoint / "adapter_model.safetensors", checkpoint / "non_lora_state_dict.pth"  # fmt: skip
+        adapter, tuned = (
+            checkpoint / "adapter_model.safetensors",
+            checkpoint / "non_lora_state_dict.pth",
+        )
         base = papers.find("model.safetensors.index.json") or papers.find("model.safetensors")
         if base is None:
             raise ValueError(
@@ -111,7 +121,11 @@ def convert_videoalign(source: Path, out: FolderWriter) -> None:
                 f"put their folder into {root}"
             )
         # What comes later replaces what came before.
-        states = {base: read_checkpoint(base), tuned: read_checkpoint(tuned), adapter: read_checkpoint(adapter)}  # fmt: skip
+        states = {
+            base: read_checkpoint(base),
+            tuned: read_checkpoint(tuned),
+            adapter: read_checkpoint(adapter),
+        }
         said = read_config(checkpoint / "adapter_config.json")
         merge = _read_merge(checkpoint / "adapter_config.json", said, "r")
     _write(videoalign.KIND, sort_keys(states), merge, papers, out, extra)
@@ -202,7 +216,9 @@ def _write(
     compare_keys(names.path, wanted, merged_shapes(names, wanted))
     ranks = {piece.tensor.shape[0] for piece in names.downs.values()}
     if ranks - {merge.rank}:
-        raise ValueError(f"{names.path}: holds an adapter of rank {max(ranks)}, but what lies beside it speaks of {merge.rank}")  # fmt: skip
+        raise ValueError(
+            f"{names.path}: holds an adapter of rank {max(ranks)}, but what lies beside it speaks of {merge.rank}"
+        )
     tokeniser = _tokeniser(kind, papers, rows, config.text.vocab_size)
     rubric = papers.find("rubric.txt")
     words = read_rubric(rubric, kind.marks) if rubric else None
@@ -212,7 +228,11 @@ def _write(
     if words is not None:
         out.text("rubric.txt", words)
     else:
-        log.warning("%s: has no rubric.txt yet; make it with: %s", kind.name, rubric_command(kind.name, out.target))  # fmt: skip
+        log.warning(
+            "%s: has no rubric.txt yet; make it with: %s",
+            kind.name,
+            rubric_command(kind.name, out.target),
+        )
 
 
 def _merged(names: Names, wanted: dict[str, Any], scale: float) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Take a published reward's rubric out of its authors' code: ``python -m runtime.rewards.rubric hpsv3 --from PATH -o FOLDER``.
+"""Take a reward's rubric out of its authors' code: ``python -m runtime.rewards.rubric hpsv3 --from PATH -o FOLDER``.
 
 PATH is the authors' package or a checkout of their repository. Its files are parsed and never run: the text with the
 read-out tokens and one place for the prompt is put together as they would (see ``templates.py``) and written as
@@ -57,8 +57,20 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("reward", choices=sorted(MARKS), help="whose rubric")
-    add("--from", dest="source", required=True, metavar="PATH", help="the authors' package, checkout or file")  # fmt: skip
-    add("-o", "--output", default=FILE, metavar="PATH", help="the folder of the converted weights, or a file (default: %(default)s)")  # fmt: skip
+    add(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="PATH",
+        help="the authors' package, checkout or file",
+    )
+    add(
+        "-o",
+        "--output",
+        default=FILE,
+        metavar="PATH",
+        help="the folder of the converted weights, or a file (default: %(default)s)",
+    )
     add("--name", default="", metavar="NAME", help="which text, where several fit")
     return parser.parse_args(list(arguments))
 
