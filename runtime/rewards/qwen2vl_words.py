@@ -123,12 +123,18 @@ def read_tokeniser(path: Path, marks: tuple[str, ...], vocab_size: int) -> Token
     return tokeniser
 
 
+def rubric_command(name: str, folder: Path) -> str:
+    """The command that writes the rubric of the reward called ``name`` into its folder."""
+    return f"python -m runtime.rewards.rubric {name} --from PATH_OF_ITS_AUTHORS_CODE -o {folder}"
+
+
 def read_rubric(path: Path, marks: tuple[str, ...]) -> str:
     """The text in ``path``. ValueError unless it has one place for the prompt and each of ``marks`` once, in order."""
     if not path.is_file():
         raise ValueError(
             f"{path}: no such file; put there what the reward's authors ask after the pictures, with {PLACE} "
-            f"and {', '.join(marks)} in their places"
+            f"and {', '.join(marks)} in their places, or let it be taken out of their code: "
+            f"{rubric_command(path.parent.name, path.parent)}"
         )
     if path.stat().st_size > MAX_RUBRIC_BYTES:
         raise ValueError(
