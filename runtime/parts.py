@@ -11,9 +11,8 @@ from runtime.backends import Backing, Place, load_backed
 from runtime.generators import Generator, load_generator, load_scoring_decoder
 from runtime.memory import pool_blocks
 from runtime.noise import PhiloxNoise
-from runtime.rewards import assemble
 from runtime.search import SearchPolicy, build_policy
-from runtime.settings import RewardSettings, Settings
+from runtime.settings import Settings
 from runtime.types import Decoder, NoiseSource, RewardModel
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -29,7 +28,8 @@ class Parts:
     noise: NoiseSource
     final: RewardModel | None = None  # rates whole videos at the end; None: the video reward
     scoring: Decoder | None = None  # of the frames that rewards see; None: the generator's
-    backings: Mapping[str, Backing] = field(default_factory=dict)  # what each reward runs on
+    # What the rewards run on, by role and by the names of their models.
+    backings: Mapping[str, Mapping[str, Backing]] = field(default_factory=dict)
 
     @staticmethod
     def load(settings: Settings) -> Parts:
@@ -53,22 +53,10 @@ class Parts:
         if not (policy.judges or policy.rates):
             return Parts(generator, None, None, noise, scoring=scoring)
         place = Place(device, dtype, run.verify)
-        image, its = _load_rewards("image reward", reward.image, reward, place)
-        video, theirs = _load_rewards("video reward", reward.video, reward, place)
-        return Parts(generator, image, video, noise, scoring=scoring, backings=its | theirs)
-
-
-def _load_rewards(
-    role: str, expression: str, reward: RewardSettings, place: Place
-) -> tuple[RewardModel, dict[str, Backing]]:
-    """The model or ensemble that ``expression`` names, and what each of its models runs on."""
-    backings: dict[str, Backing] = {}
-
-    def load(name: str) -> RewardModel:
-        model, backings[f"{role}: {name}"] = load_backed(name, reward, place)
-        return model
-
-    return assemble(expression, reward.statistics, load), backings
+        image, its = load_backed(reward.image, reward, place)
+        video, theirs = load_backed(reward.video, reward, place)
+        backings = {"image reward": its, "video reward": theirs}
+        return Parts(generator, image, video, noise, scoring=scoring, backings=backings)
 
 
 def build_policy_of(settings: Settings) -> SearchPolicy:

@@ -59,8 +59,8 @@ def graphs(weights, tmp_path_factory):
 
 def on_graphs(name, weights, graphs):
     settings = RewardSettings(backend="onnxruntime", weights=weights, graphs=graphs)
-    reward, backing = load_backed(name, settings, CPU)
-    assert backing.name == "onnxruntime"
+    reward, backings = load_backed(name, settings, CPU)
+    assert backings[name].name == "onnxruntime"
     return reward
 
 
