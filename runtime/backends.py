@@ -1,6 +1,6 @@
 """Chooses what runs a reward's network: torch, plain, compiled or captured, or the graphs that were exported of it.
 
-    auto          on a GPU: tensorrt where graphs and library are there, else captured; on the CPU: torch
+    auto          on a GPU: tensorrt where graphs and library are there, else captured if it is small; else torch
     torch         the modules as they are
     compiled      torch.compile of what looks and what reads
     captured      a CUDA graph for every shape
@@ -22,6 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from runtime import manifest
 from runtime.exported import ENGINES, FILE, RANDOM, Exported, read_export, weights_sha256
 from runtime.graph import GraphRunner
 from runtime.rewards import PUBLISHED, REWARDS, assemble, load_reward, published_folder
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 ON_GRAPHS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 WEIGHTS = "model.safetensors"
+OWN_FILES = ("rubric.txt", "questions.json")  # that users put beside a reward's weights
 PAD_TOKENS = 64  # sequences are padded to multiples, so that prompts share recordings
 
 
@@ -87,6 +89,8 @@ def load_backed(
 
 def _load(name: str, reward: RewardSettings, place: Place) -> tuple[RewardModel, Backing]:
     asked = reward.backend
+    if place.verify and name in PUBLISHED and reward.weights != RANDOM:
+        manifest.verify(published_folder(name, reward.weights), OWN_FILES)
     if asked in ON_GRAPHS:
         return _on_graphs(name, asked, reward, place)
     if asked == "auto" and place.device.type == "cuda" and reward.graphs:
@@ -112,6 +116,9 @@ def _settle(model: RewardModel, device: torch.device) -> Backing:
         return Backing("torch", "auto: the CPU gains nothing from graphs")
     if not isinstance(model, Replaceable):
         return Backing("torch", "auto: it has no network that could be captured")
+    if _looks_and_reads(model.net):
+        # About 1,000 launches of 5 us for 150 ms of work, and a recording for every number of pictures.
+        return Backing("torch", "auto: its launches are nothing beside its work")
     model.net = captured(model.net, device)
     return Backing("captured", "auto: no engines")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,10 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path, beside: Collection[str] = ()) -> None:
     """Compare every file of ``folder`` with its manifest. ValueError names the files that differ.
+
+    Files called as in ``beside`` may lie there unlisted: their owner put them there later.
 
     All bytes are read: about a second for 1 to 2 GB and core, and what is read is in the page cache when it is loaded. A
     folder without a manifest has nothing to be compared with, which is no error. Names that begin with a dot are not
@@ -134,7 +136,7 @@ def verify(folder: Path) -> None:
     advice = "convert or fetch the weights again"
     if missing := sorted(files.keys() - there):
         raise ValueError(f"{manifest}: lists files that are not there: {quote(missing)}; {advice}")
-    if extra := sorted(there - files.keys()):
+    if extra := sorted(there - files.keys() - {*beside}):
         raise ValueError(
             f"{manifest}: does not list {quote(extra)}, which lies beside it; remove what does not belong there, "
             f"or the manifest to go without it"
