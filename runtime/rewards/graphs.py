@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from runtime.rewards.qwen2vl import Qwen2VLConfig
 from runtime.rewards.qwen2vl_text import DecoderConfig
+from runtime.shards import Stored
 from runtime.types import Compiled, row_ranges
-from runtime.weights import fill_random_, read_shapes, read_tensors
+from runtime.weights import compared, fill_random_, refuse_infinite
 
 EMBEDDING = "model.embed_tokens.weight"
 Reading = TypeVar("Reading")
@@ -131,9 +132,11 @@ def load_embedding(
 ) -> nn.Embedding:
     """The one table that graphs leave to torch, and nothing else of the weights."""
     shape = (config.vocab_size, config.hidden_size)
-    others = read_shapes(path).keys() - {EMBEDDING}
-    weight = read_tensors(path, {EMBEDDING: shape}, unused=others)[EMBEDDING]
-    return nn.Embedding.from_pretrained(weight.to(device, dtype), freeze=True)
+    stored = Stored(path)
+    weight = compared(stored, {EMBEDDING: shape}, stored.shapes.keys() - {EMBEDDING})[EMBEDDING]
+    weight = weight.to(device, dtype)
+    refuse_infinite(path, {EMBEDDING: weight})
+    return nn.Embedding.from_pretrained(weight, freeze=True)
 
 
 def random_embedding(

@@ -141,7 +141,8 @@ class Judge:
         """
         setup = Setup.read(kind, folder)
         net = setup.net()
-        load_weights_(net, folder / "model.safetensors", unused=("lm_head.weight",))
+        path = folder / "model.safetensors"
+        load_weights_(net, path, unused=("lm_head.weight",), device=device)
         net.visual.to(device, dtype)
         net.model.to(device, dtype)
         net.rm_head.to(device, kind.head_dtype or dtype)
