@@ -26,6 +26,7 @@ DTYPES = ("float32", "float16", "bfloat16", "int64")  # of inputs and outputs, a
 RANDOM = "random"  # stands for the hash of weights that were drawn
 MAX_GRAPHS, MAX_PORTS, MAX_RANK, MAX_PROFILES = 8, 16, 8, 64
 MAX_SIDE = 1 << 24  # of a shape
+READ_BYTES = 1 << 22
 
 Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]  # least, most usual, largest
@@ -113,7 +114,10 @@ def sha256_of(path: Path) -> str:
     """Of a file, read in pieces. ValueError when it is not there."""
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.sha256()
+            while piece := file.read(READ_BYTES):
+                digest.update(piece)
+            return digest.hexdigest()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from runtime.rewards.qwen2vl import QWEN2VL_7B
 from runtime.rewards.qwen2vl_judge import Judge, Kind, PixelBounds, Questions, check_clip, spoil_
-from runtime.types import Clip
+from runtime.types import Clip, Compiled
 
 ROWS_PER_FORWARD = 16  # frames, about 14,600 tokens: enough to fill a GPU, 2 GB of activations
 
@@ -66,6 +66,26 @@ class HPSv3:
     ) -> HPSv3:
         """From the files in folder ``path``; see ``Judge.load``."""
         return cls(Judge.load(KIND, device, path, dtype))
+
+    @classmethod
+    def on_graphs(
+        cls,
+        device: str | torch.device,
+        path: Path | None,
+        graphs: Mapping[str, Compiled],
+        constants: Mapping[str, Any],
+    ) -> HPSv3:
+        """On exported graphs; see ``Judge.on_graphs``."""
+        return cls(Judge.on_graphs(KIND, device, path, graphs, constants))
+
+    @property
+    def net(self) -> Any:
+        """What looks and reads; another that computes the same may take its place."""
+        return self.judge.net
+
+    @net.setter
+    def net(self, net: Any) -> None:
+        self.judge.net = net
 
     @property
     def nbytes(self) -> int:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from runtime.kernels.philox import upload
 from runtime.kernels.reward_patches import PATCH, PatchFormat, fit_size, reward_patches
-from runtime.rewards.qwen2vl import Qwen2VL, Qwen2VLConfig, Words
+from runtime.rewards.graphs import GraphNetwork, Limits, load_embedding, random_embedding
+from runtime.rewards.qwen2vl import Network, Qwen2VL, Qwen2VLConfig, Words, answer
 from runtime.rewards.qwen2vl_words import Filler, Rubric, Script
-from runtime.types import Clip, row_ranges
+from runtime.types import Clip, Compiled, row_ranges
 from runtime.weights import fill_random_, load_weights_, read_config
 
 PROMPTS_KEPT = 16  # the ids of a prompt stay on the device for all its chunks
@@ -67,24 +68,65 @@ class Questions:
         return Questions(self.patches[rows.start : rows.stop], self.grid, self.words)
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a folder says of a reward before its weights are read."""
+
+    config: Qwen2VLConfig
+    head: Callable[[], nn.Module]
+    pixels: PixelBounds
+    script: Script
+
+    @staticmethod
+    def read(kind: Kind, folder: Path | None) -> Setup:
+        """Of ``folder``, or of random weights at the published size. ValueError names file and entry."""
+        if folder is None:
+            wide = kind.config.text.hidden_size
+            script = Filler(kind.filler_tokens, len(kind.marks), kind.config.text.vocab_size)
+            return Setup(kind.config, lambda: kind.head(wide, {}), kind.pixels, script)
+        path = folder / "config.json"
+        table = read_config(path)
+        try:
+            config = Qwen2VLConfig.read(table)
+            bounds = (table.get("min_pixels", kind.pixels.least), table.get("max_pixels", kind.pixels.most))  # fmt: skip
+            if not all(type(bound) is int for bound in bounds):
+                raise ValueError(f"min_pixels, max_pixels: want whole numbers, got {bounds}")
+            pixels, head = PixelBounds(*bounds), lambda: kind.head(config.text.hidden_size, table)
+            with torch.device("meta"):
+                head()  # says what it does not like before any weights are read
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return Setup(config, head, pixels, Rubric(folder, kind.marks, config.text.vocab_size))
+
+    def net(self) -> Qwen2VL:
+        """Without values."""
+        with torch.device("meta"):
+            return Qwen2VL(self.config, self.head())
+
+
 class Judge:
     """A network, the words it is asked with and the sizes it looks at."""
 
-    def __init__(self, kind: Kind, net: Qwen2VL, script: Script, pixels: PixelBounds) -> None:
-        self.kind, self.net, self.script, self.pixels = kind, net.eval(), script, pixels
-        self.net.requires_grad_(False)
+    def __init__(
+        self, kind: Kind, net: Qwen2VL | GraphNetwork, script: Script, pixels: PixelBounds
+    ) -> None:
+        self.kind, self.script, self.pixels = kind, script, pixels
+        self.net: Network = net  # another that computes the same may take its place
+        self.config, self.device, self.dtype = net.config, net.device, net.dtype
+        held = net.embedding if isinstance(net, GraphNetwork) else net
+        held.eval().requires_grad_(False)
+        self.nbytes = sum(value.numel() * value.element_size() for value in held.parameters())
         self.words = functools.lru_cache(maxsize=PROMPTS_KEPT)(self._words)
 
     @staticmethod
     def random(kind: Kind, device: str | torch.device, dtype: torch.dtype) -> Judge:
         """At the published size with random weights: for timing, since speed does not depend on the values."""
-        with torch.device("meta"):
-            net = Qwen2VL(kind.config, kind.head(kind.config.text.hidden_size, {}))
+        setup = Setup.read(kind, None)
+        net = setup.net()
         head_dtype = kind.head_dtype or dtype
         for part, its_dtype in ((net.visual, dtype), (net.model, dtype), (net.rm_head, head_dtype)):
             fill_random_(part, device, its_dtype)
-        script = Filler(kind.filler_tokens, len(kind.marks), kind.config.text.vocab_size)
-        return Judge(kind, net, script, kind.pixels)
+        return Judge(kind, net, setup.script, setup.pixels)
 
     @staticmethod
     def load(kind: Kind, device: str | torch.device, folder: Path, dtype: torch.dtype) -> Judge:
@@ -93,37 +135,39 @@ class Judge:
         config.json is that of the published backbone with the checkpoint's vocab_size; it may also set min_pixels,
         max_pixels and, for VideoAlign, output_dim. The checkpoint has LoRA merged; its vocabulary head is not read.
         """
-        path = folder / "config.json"
-        table = read_config(path)
-        try:
-            config = Qwen2VLConfig.read(table)
-            bounds = (table.get("min_pixels", kind.pixels.least), table.get("max_pixels", kind.pixels.most))  # fmt: skip
-            if not all(type(bound) is int for bound in bounds):
-                raise ValueError(f"min_pixels, max_pixels: want whole numbers, got {bounds}")
-            pixels = PixelBounds(*bounds)
-            with torch.device("meta"):
-                net = Qwen2VL(config, kind.head(config.text.hidden_size, table))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        script = Rubric(folder, kind.marks, config.text.vocab_size)
+        setup = Setup.read(kind, folder)
+        net = setup.net()
         load_weights_(net, folder / "model.safetensors", unused=("lm_head.weight",))
         net.visual.to(device, dtype)
         net.model.to(device, dtype)
         net.rm_head.to(device, kind.head_dtype or dtype)
-        return Judge(kind, net, script, pixels)
+        return Judge(kind, net, setup.script, setup.pixels)
 
-    @property
-    def nbytes(self) -> int:
-        """Of the weights."""
-        return sum(value.numel() * value.element_size() for value in self.net.parameters())
+    @staticmethod
+    def on_graphs(
+        kind: Kind,
+        device: str | torch.device,
+        folder: Path | None,
+        graphs: Mapping[str, Compiled],
+        constants: Mapping[str, Any],
+    ) -> Judge:
+        """From the same folder (None: random weights) and exported graphs: of the weights, only the embedding is read."""
+        setup, limits = Setup.read(kind, folder), Limits.read(constants)
+        if folder is None:
+            embedding = random_embedding(setup.config.text, device, limits.dtype)
+        else:
+            path = folder / "model.safetensors"
+            embedding = load_embedding(path, setup.config.text, device, limits.dtype)
+        net = GraphNetwork(graphs, limits, setup.config, embedding)
+        return Judge(kind, net, setup.script, setup.pixels)
 
     def look(self, frames: Tensor, prompt: str, video: bool) -> Questions:
         """frames [N, T, 3, H, W] -> what the network reads; T is even for a video, else every frame is a picture."""
         N, T, _, H, W = frames.shape
         if frames.dtype == torch.float64:
             frames = frames.float()
-        form = PatchFormat(*self.pixels.size(H, W), video, self.net.dtype)
-        patches = reward_patches(frames.to(self.net.device).reshape(N * T, 3, H, W), form)
+        form = PatchFormat(*self.pixels.size(H, W), video, self.dtype)
+        patches = reward_patches(frames.to(self.device).reshape(N * T, 3, H, W), form)
         grid = form.height // PATCH, form.width // PATCH
         return Questions(patches.view(N, -1, grid[0] * grid[1], patches.shape[1]), grid, self.words(prompt))  # fmt: skip
 
@@ -132,20 +176,19 @@ class Judge:
         parts = []
         for rows in row_ranges(len(questions.patches), rows_per_forward):
             some = questions.rows(rows)
-            parts.append(self.net(some.patches, some.grid, some.words).float())
+            parts.append(answer(self.net, some.patches, some.grid, some.words).float())
         return torch.cat(parts)
 
     def flops(self, pictures: int, height: int, width: int, prompt: str = "") -> int:
         """Of one row that sees ``pictures`` pictures made of frames of this size; the head's few are not counted."""
         tall, wide = self.pixels.size(height, width)
         ids = self.script.ids(prompt)
-        return self.net.config.flops(ids.tokens, pictures, tall * wide // PATCH**2, ids.back)
+        return self.config.flops(ids.tokens, pictures, tall * wide // PATCH**2, ids.back)
 
     def _words(self, prompt: str) -> Words:
         ids = self.script.ids(prompt)
-        device = self.net.device
         parts = ids.before, ids.after, ids.at
-        return Words(*(upload(part, torch.int64, device) for part in parts))
+        return Words(*(upload(part, torch.int64, self.device) for part in parts))
 
 
 def check_clip(clip: Clip) -> Tensor:

@@ -5,13 +5,15 @@ Legend: B clips, T frames of a clip, N frames, W words.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.rewards.graphs import WholeNetwork
 from runtime.rewards.sprites_net import (
     WEIGHTS,
     WIDE,
@@ -24,7 +26,7 @@ from runtime.rewards.sprites_net import (
     prepare,
     read_words,
 )
-from runtime.types import Clip
+from runtime.types import Clip, Compiled
 from runtime.weights import load_weights_
 
 FRAMES_AT_ONCE = 256  # bounds the memory of one forward pass
@@ -59,7 +61,9 @@ class SpritesImageReward:
     horizon = 1
 
     def __init__(self, net: ImageNet, words: tuple[str, ...], device: torch.device) -> None:
-        self.net = net.to(device, torch.float32).eval().requires_grad_(False)
+        self.net: Callable[[Tensor], FrameReading] = (
+            net.to(device, torch.float32).eval().requires_grad_(False)
+        )
         self.words = words
         self.device = device
 
@@ -76,6 +80,19 @@ class SpritesImageReward:
         net = ImageNet(len(words))
         load_weights_(net, path)
         return cls(net, words, torch.device(device))
+
+    @classmethod
+    def on_graphs(
+        cls,
+        device: str | torch.device,
+        path: str | Path | None,
+        graphs: Mapping[str, Compiled],
+        constants: Mapping[str, Any],
+    ) -> SpritesImageReward:
+        """On the exported graph of these weights, which are small enough to be read all the same."""
+        reward = cls.load(device, path)
+        reward.net = WholeNetwork(graphs["whole"], FrameReading)
+        return reward
 
     @torch.inference_mode()
     def detail(self, clip: Clip) -> Tensor:

@@ -9,13 +9,15 @@ Legend: B clips, T frames of a clip, n seen frames, K position heads, C features
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.rewards.graphs import WholeNetwork
 from runtime.rewards.sprites_net import (
     CELLS,
     NARROW,
@@ -30,7 +32,7 @@ from runtime.rewards.sprites_net import (
     prepare,
     read_words,
 )
-from runtime.types import Clip
+from runtime.types import Clip, Compiled
 from runtime.weights import load_weights_
 
 STRIDE = 2  # frames between two seen frames
@@ -49,7 +51,8 @@ class ClipReading(NamedTuple):
     visual: Tensor  # [B]
     motion: Tensor  # [B]
     words: Tensor  # [B, W] logits
-    places: Tensor  # [B, n, 4] cosine and sine of the object's x, then of its y; only training looks at them
+    # [B, n, 4] cosine and sine of the object's x, then of its y; only training looks at them.
+    places: Tensor | None = None
 
 
 class Places(nn.Module):
@@ -152,7 +155,9 @@ class SpritesVideoReward:
     horizon = 10
 
     def __init__(self, net: VideoNet, words: tuple[str, ...], device: torch.device) -> None:
-        self.net = net.to(device, torch.float32).eval().requires_grad_(False)
+        self.net: Callable[[Tensor], ClipReading] = (
+            net.to(device, torch.float32).eval().requires_grad_(False)
+        )
         self.words = words
         self.device = device
 
@@ -169,6 +174,19 @@ class SpritesVideoReward:
         net = VideoNet(len(words))
         load_weights_(net, path)
         return cls(net, words, torch.device(device))
+
+    @classmethod
+    def on_graphs(
+        cls,
+        device: str | torch.device,
+        path: str | Path | None,
+        graphs: Mapping[str, Compiled],
+        constants: Mapping[str, Any],
+    ) -> SpritesVideoReward:
+        """On the exported graph of these weights, which are small enough to be read all the same."""
+        reward = cls.load(device, path)
+        reward.net = WholeNetwork(graphs["whole"], ClipReading)
+        return reward
 
     @torch.inference_mode()
     def detail(self, clip: Clip) -> Tensor:

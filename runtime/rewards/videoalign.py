@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from runtime.kernels.philox import upload
 from runtime.rewards.qwen2vl import QWEN2VL_2B
 from runtime.rewards.qwen2vl_judge import Judge, Kind, PixelBounds, Questions, check_clip, spoil_
-from runtime.types import Clip
+from runtime.types import Clip, Compiled
 
 ROWS_PER_FORWARD = 4  # clips, about 10,900 tokens with 14 frames each
 SAMPLES_PER_SECOND = 2
@@ -75,7 +75,7 @@ class VideoAlign:
     def __init__(self, judge: Judge, rows_per_forward: int = ROWS_PER_FORWARD) -> None:
         self.judge = judge
         self.rows_per_forward = rows_per_forward
-        device = judge.net.device
+        device = judge.device
         self.means, self.stds = (torch.tensor(table, device=device) for table in (MEANS, STDS))
 
     @classmethod
@@ -89,6 +89,26 @@ class VideoAlign:
     ) -> VideoAlign:
         """From the files in folder ``path``; see ``Judge.load``."""
         return cls(Judge.load(KIND, device, path, dtype))
+
+    @classmethod
+    def on_graphs(
+        cls,
+        device: str | torch.device,
+        path: Path | None,
+        graphs: Mapping[str, Compiled],
+        constants: Mapping[str, Any],
+    ) -> VideoAlign:
+        """On exported graphs; see ``Judge.on_graphs``."""
+        return cls(Judge.on_graphs(KIND, device, path, graphs, constants))
+
+    @property
+    def net(self) -> Any:
+        """What looks and reads; another that computes the same may take its place."""
+        return self.judge.net
+
+    @net.setter
+    def net(self, net: Any) -> None:
+        self.judge.net = net
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,154 @@
+"""Puts exported graphs where a reward's network was: Qwen2-VL on two graphs, the embedded rewards on one.
+
+A graph's outputs are good until its next call, so what is kept beyond that is copied.
+Legend: N rows, P patches of a picture, S tokens, B bucket length, R read-out tokens, O outputs of the head, E width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from runtime.rewards.qwen2vl import Qwen2VLConfig
+from runtime.rewards.qwen2vl_text import DecoderConfig
+from runtime.types import Compiled, row_ranges
+from runtime.weights import fill_random_, read_shapes, read_tensors
+
+EMBEDDING = "model.embed_tokens.weight"
+Reading = TypeVar("Reading")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What two exported graphs were made for; the constants of their export.json."""
+
+    dtype: torch.dtype
+    grid: tuple[int, int]  # rows and columns of patches
+    buckets: tuple[int, ...]  # lengths that sequences are padded to, rising
+    pictures: int  # at once
+    rows: int  # at once
+
+    @staticmethod
+    def read(constants: Mapping[str, Any]) -> Limits:
+        """ValueError names a constant that is missing or wrong."""
+        dtype = constants.get("dtype")
+        if dtype not in ("float32", "float16", "bfloat16"):
+            raise ValueError(f"constants.dtype: want float32, float16 or bfloat16, got {dtype!r}")
+        grid, buckets = _numbers(constants, "grid"), _numbers(constants, "buckets")
+        if len(grid) != 2:
+            raise ValueError(f"constants.grid: want rows and columns, got {list(grid)}")
+        if sorted(set(buckets)) != list(buckets):
+            raise ValueError(f"constants.buckets: want rising lengths, got {list(buckets)}")
+        (pictures,), (rows,) = (_numbers(constants, name) for name in ("pictures", "rows"))
+        return Limits(getattr(torch, dtype), (grid[0], grid[1]), buckets, pictures, rows)
+
+
+def _numbers(constants: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    value = constants.get(name)
+    values = value if isinstance(value, list) else [value]
+    if not values or any(type(number) is not int or number < 1 for number in values):
+        raise ValueError(f"constants.{name}: want whole numbers of at least 1, got {value!r}")
+    return tuple(values)
+
+
+class GraphNetwork:
+    """``qwen2vl.Network`` on the graphs "vision" and "language"; the embedding's rows are looked up by torch."""
+
+    def __init__(
+        self,
+        graphs: Mapping[str, Compiled],
+        limits: Limits,
+        config: Qwen2VLConfig,
+        embedding: nn.Embedding,
+    ) -> None:
+        self.vision, self.language = graphs["vision"], graphs["language"]
+        self.limits, self.config, self.embedding = limits, config, embedding
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    def look(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Pictures [N, P, 1176] -> visual tokens [N, P / 4, E]. ValueError for pictures of another size."""
+        if tuple(grid) != self.limits.grid:
+            raise ValueError(
+                f"pictures: want {_times(self.limits.grid)} patches, as the graphs were exported for, got {_times(grid)}; "
+                "export again with the --frame-size of this video"
+            )
+        parts = [
+            self.vision({"patches": patches[rows.start : rows.stop]})["tokens"].clone()
+            for rows in row_ranges(len(patches), self.limits.pictures)
+        ]
+        return _joined(parts)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [S] -> [S, E]."""
+        return self.embedding(ids)
+
+    def read(self, x: Tensor, at: Tensor) -> Tensor:
+        """Embedded sequences [N, S, E], read-out positions [R] -> [N, R, O].
+
+        Padding behind the last read-out token cannot be seen from there. ValueError for more tokens than a bucket holds.
+        """
+        length = x.shape[1]
+        bucket = next((some for some in self.limits.buckets if some >= length), None)
+        if bucket is None:
+            raise ValueError(
+                f"prompt: makes {length} tokens with its pictures and rubric, the graphs take at most "
+                f"{self.limits.buckets[-1]}; shorten it, or export again with a larger --prompt-words"
+            )
+        padded = F.pad(x, (0, 0, 0, bucket - length))  # [N, B, E]
+        parts = [
+            self.language({"x": padded[rows.start : rows.stop], "at": at})["out"].clone()
+            for rows in row_ranges(len(x), self.limits.rows)
+        ]
+        return _joined(parts)
+
+
+class WholeNetwork(Generic[Reading]):
+    """A network of one graph that reads frames, behind the call of the module that it replaces."""
+
+    def __init__(self, graph: Compiled, reading: Callable[..., Reading]) -> None:
+        self.graph, self.reading = graph, reading
+
+    def __call__(self, frames: Tensor) -> Reading:
+        """frames -> ``reading`` of the graph's outputs by name; good until the next call."""
+        return self.reading(**self.graph({"frames": frames.contiguous()}))
+
+
+def load_embedding(
+    path: Path, config: DecoderConfig, device: torch.device | str, dtype: torch.dtype
+) -> nn.Embedding:
+    """The one table that graphs leave to torch, and nothing else of the weights."""
+    shape = (config.vocab_size, config.hidden_size)
+    others = read_shapes(path).keys() - {EMBEDDING}
+    weight = read_tensors(path, {EMBEDDING: shape}, unused=others)[EMBEDDING]
+    return nn.Embedding.from_pretrained(weight.to(device, dtype), freeze=True)
+
+
+def random_embedding(
+    config: DecoderConfig, device: torch.device | str, dtype: torch.dtype
+) -> nn.Embedding:
+    """The table that ``Judge.random`` draws first, by itself."""
+    with torch.device("meta"):
+        embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+    fill_random_(embedding, device, dtype)
+    return embedding
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _times(grid: tuple[int, int]) -> str:
+    return f"{grid[0]} x {grid[1]}"
