@@ -33,6 +33,11 @@ from runtime.trt.vendor import DTYPES, EngineDamaged, EngineError, ensure, logge
 log = logging.getLogger(__name__)
 
 Shapes = tuple[tuple[int, ...], ...]  # of the inputs, in the order of GraphSpec.inputs
+HALVES = {
+    "fp16": ("half", "fp16", "float16"),
+    "bf16": ("bfloat16", "bf16"),
+}  # as inspectors call them
+TYPE_KEYS = ("Format/Datatype", "DataType", "Format")  # up to TensorRT 10, and since
 # Reasons for which a library refuses an engine that its files are not to blame for.
 ELSEWHERE = ("UNSUPPORTED_CC", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR")  # fmt: skip
 
@@ -128,10 +133,14 @@ class Engine:
                 raise EngineError(f"{spec.name}.{name}: the engine wants it in host memory")
 
     def _check_types(self) -> None:
-        """Half precision must be seen in the engine's own layers, where it tells of them."""
-        wanted = {"fp16": "Half", "bf16": "BFloat16"}.get(self.place.precision, "")
-        if self.layer_types and not any(wanted in kind for kind in self.layer_types):
-            raise EngineDamaged(
+        """Half precision must be seen in the engine's own layers, where it tells of them.
+
+        A network that was fused into one layer shows its inputs and outputs only; ``build`` has looked inside before.
+        """
+        wanted = HALVES.get(self.place.precision, ())
+        said = " ".join(self.layer_types).lower()
+        if wanted and said and not any(word in said for word in wanted):
+            raise EngineError(
                 f"{self.spec.name}: want {self.place.precision}, the engine's layers have {sorted(self.layer_types)}"
             )
 
@@ -286,21 +295,27 @@ def _runtime(trt: Any, lines: Any, place: EnginePlace) -> Any:
         raise EngineError(f"{place.vendor}: no runtime ({error}); is there a driver?") from error
 
 
-def _diagnosis(trt: Any, runtime: Any, plan: Any) -> set[str]:
+def _diagnosis(trt: Any, reader: Any, plan: Any) -> set[str]:
     """Names of what the library finds wrong with an engine; empty where it has no opinion."""
-    if not hasattr(runtime, "get_engine_validity"):
+    if not hasattr(reader, "get_engine_validity"):
         return set()
-    _, bits = runtime.get_engine_validity(plan)
+    _, bits = reader.get_engine_validity(plan)
     kinds = trt.EngineInvalidityDiagnostics.__members__
     return {name for name, kind in kinds.items() if int(bits) & int(kind)}
 
 
 def _layer_types(trt: Any, engine: Any, lines: Any) -> frozenset[str]:
-    """Formats and types of what goes in and out of an engine's layers, in the library's words; empty: it does not say."""
+    """Types of what goes in and out of an engine's layers, in the library's words; empty: it does not say."""
     inspector = ensure(engine.create_engine_inspector(), "inspector", lines)
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         layers = [layer for layer in json.loads(text)["Layers"] if isinstance(layer, dict)]
-        ports = [port for layer in layers for side in ("Inputs", "Outputs") for port in layer.get(side, [])]  # fmt: skip
-        return frozenset(str(port.get("Format/Datatype", "")) for port in ports) - {""}
+        if len(layers) > 1:
+            ports = [
+                port
+                for layer in layers
+                for side in ("Inputs", "Outputs")
+                for port in layer.get(side, [])
+            ]
+            return frozenset(str(port[key]) for port in ports for key in TYPE_KEYS if key in port)
     return frozenset()
