@@ -62,7 +62,8 @@ def build_engine(
         with first.read():
             EVENTS["found"] += 1
     except EngineDamaged as error:
-        _replace(first, seen, onnx, spec, place, error)
+        _set_aside(first, seen, error)
+        _make(first, onnx, spec, place)
     return first.engine
 
 
@@ -74,13 +75,15 @@ def keys(spec: GraphSpec, place: EnginePlace) -> list[str]:
 def _open(onnx: Path, spec: GraphSpec, place: EnginePlace) -> Engine:
     _check_device(place)
     candidates = cache.entries(spec, place)
-    entry = next((each for each in candidates if each.stamp), candidates[0])
+    first = candidates[0]
+    entry = next((each for each in candidates if each.stamp), first)
     seen = entry.stamp
     try:
         engine = _load(entry, spec, place)
     except EngineDamaged as error:
-        _replace(entry, seen, onnx, spec, place, error)
-        return _load(entry, spec, place)
+        _set_aside(entry, seen, error)
+        _make(first, onnx, spec, place)
+        return _load(first, spec, place)
     EVENTS["found"] += 1
     return engine
 
@@ -95,23 +98,23 @@ def _load(entry: Entry, spec: GraphSpec, place: EnginePlace) -> Engine:
         return Engine(plan, spec, place, entry.jit)
 
 
-def _replace(
-    entry: Entry,
-    seen: Stamp | None,
-    onnx: Path,
-    spec: GraphSpec,
-    place: EnginePlace,
-    error: EngineError,
-) -> None:
-    """Build ``entry``, one process at a time. ``seen`` is its stamp before ``error``: another one is another's build."""
-    what = f"{place.vendor} engine of {spec.name}"
-    with cache.locked(place.folder, what):
-        if (found := entry.stamp) is not None:
-            if found != seen:
-                return
+def _set_aside(entry: Entry, seen: Stamp | None, error: EngineError) -> None:
+    """Take a damaged engine away, unless there was none or it was built anew since its stamp was ``seen``."""
+    if seen is None:
+        return
+    with cache.locked(entry.folder, "a damaged engine"):
+        if entry.stamp == seen:
             EVENTS["damaged"] += 1
             log.warning("%s; it is set aside and built once more", error)
             entry.set_aside()
+
+
+def _make(entry: Entry, onnx: Path, spec: GraphSpec, place: EnginePlace) -> None:
+    """Build an engine, one process at a time; whoever waited finds what the other one built."""
+    what = f"{place.vendor} engine of {spec.name}"
+    with cache.locked(place.folder, what):
+        if entry.stamp is not None:
+            return
         cache.check_room(onnx, spec, place.folder)
         version, target = entry.facts["version"], entry.facts["target"]
         log.info("building the %s for %s, which may take minutes", what, target)
