@@ -1,149 +1,161 @@
-"""``python -m runtime.export REWARD -o DIR``: the network of an embedded reward as ONNX, checked against torch.
+"""``python -m runtime.export REWARD --to onnx|tensorrt|tensorrt-rtx -o DIR``: a reward's network as graphs.
 
-Writes ``REWARD.onnx`` and ``REWARD.json``, a manifest with the hash of the graph and of the weights it came from, its input
-and outputs, the vocabulary that its word logits index, versions, and the largest difference to torch that was measured.
+Writes ``DIR/REWARD/``: an .onnx file and its weights for every graph, and export.json, which says what goes in and out,
+what was measured and the sha256 of every file. ``--to tensorrt`` exports where nothing fitting lies there yet, then builds
+engines into ``DIR/REWARD/engines/``.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from runtime.rewards import load_reward
-from runtime.rewards.sprites_net import SIDE, WEIGHTS
+from runtime.export.folder import check_free, replaced
+from runtime.export.graph import OPSET, write_graph
+from runtime.export.pieces import RECIPES, Wanted, make_plan
+from runtime.export.verify import NOT_HERE, check, measure
+from runtime.exported import FILE, PRECISIONS, Exported, read_export
 
-TOLERANCE = 1e-4  # absolute, on outputs of order 1 to 10, float32 on both sides
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What one reward's network looks like from outside. The first axis is the batch and stays free."""
-
-    weights: str
-    outputs: tuple[str, ...]
-    frames: int | None  # free second axis of clips, or None for single frames
-
-    def example(self, batch: int, frames: int) -> Tensor:
-        shape = (batch, 3, SIDE, SIDE) if self.frames is None else (batch, frames, 3, SIDE, SIDE)
-        return torch.rand(shape, generator=torch.Generator().manual_seed(batch * 100 + frames))
+TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
+EMBEDDED = ("sprites-image", "sprites-video")  # small enough to be verified always
 
 
-GRAPHS = {
-    "sprites-image": Graph("image", ("quality", "words"), None),
-    "sprites-video": Graph("video", ("visual", "motion", "words"), 6),
-}
+def export(wanted: Wanted, output: Path, verify: bool = False) -> Exported:
+    """Write ``output/<reward>`` and return what it says.
 
-
-class Outputs(nn.Module):
-    """A reward's network with only the outputs that scoring reads."""
-
-    def __init__(self, net: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.net, self.names = net, names
-
-    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
-        reading = self.net(frames)
-        return tuple(getattr(reading, name) for name in self.names)
-
-
-def export(name: str, folder: Path) -> dict[str, Any]:
-    """Write graph and manifest of the reward called ``name`` into ``folder`` and return the manifest.
-
-    Raises ValueError for an unknown reward and RuntimeError when onnxruntime disagrees with torch; then nothing is kept.
+    Raises ValueError for what cannot be exported, RuntimeError when a check fails; then nothing is kept.
     """
-    if name not in GRAPHS:
-        raise ValueError(f"reward: want one of {', '.join(GRAPHS)}, got {name!r}")
-    graph, reward = GRAPHS[name], load_reward(name)
-    module = Outputs(reward.net, graph.outputs).eval()  # type: ignore[attr-defined]
-    folder.mkdir(parents=True, exist_ok=True)
-    draft, path = folder / f"{name}.part.onnx", folder / f"{name}.onnx"
-    _write(module, graph, draft)
-    error = largest_difference(module, graph, draft)
-    if error > TOLERANCE:
-        draft.unlink()
-        raise RuntimeError(
-            f"{name}: onnxruntime differs from torch by {error:.1e}, want {TOLERANCE}"
+    target = output / wanted.reward
+    check_free(target)
+    plan = make_plan(wanted)
+    with replaced(target) as folder:
+        settle = None
+        if wanted.precision == "fp8":
+            from runtime.export.fp8 import Rounding
+
+            settle = Rounding.calibrated(plan)
+        specs = {
+            name: write_graph(name, piece, folder, settle.of(name) if settle else None)
+            for name, piece in plan.pieces.items()
+        }
+        differences, verified = {}, "not verified: not asked for"
+        if wanted.precision in NOT_HERE:
+            verified = NOT_HERE[wanted.precision]
+        elif verify or wanted.reward in EMBEDDED:
+            differences = measure(plan, specs, folder)
+            check(wanted.reward, wanted.precision, differences)
+            verified = "onnxruntime on the CPU against torch in float32"
+        exported = Exported(
+            folder=target,
+            reward=wanted.reward,
+            precision=wanted.precision,
+            weights_sha256=plan.weights_sha256,
+            versions=versions(),
+            largest_difference=differences,
+            constants=plan.constants,
+            graphs=specs,
+            verified=verified,
         )
-    draft.replace(path)
-    manifest = {
-        "reward": name,
-        "input": {"frames": list(graph.example(1, graph.frames or 1).shape), "range": [0, 1]},
-        "outputs": list(graph.outputs),
-        "words": list(reward.words),  # type: ignore[attr-defined]
-        "onnx_sha256": _sha256(path),
-        "weights_sha256": _sha256(WEIGHTS / f"{graph.weights}.safetensors"),
-        "torch": torch.__version__,
-        "max_difference": error,
-    }
-    path.with_suffix(".json").write_text(json.dumps(manifest, indent=1) + "\n")
-    return manifest
+        (folder / FILE).write_text(exported.to_json())
+        read_export(folder)  # what we wrote is what we read
+    return exported
 
 
-def _write(module: nn.Module, graph: Graph, path: Path) -> None:
-    axes = {0: torch.export.Dim("batch", min=1, max=4096)}
-    if graph.frames is not None:
-        axes[1] = torch.export.Dim("frames", min=2, max=4096)
-    program = torch.onnx.export(
-        module,
-        (graph.example(2, graph.frames or 1),),
-        dynamo=True,
-        input_names=["frames"],
-        output_names=list(graph.outputs),
-        dynamic_shapes=(axes,),
-        verbose=False,
-    )
-    assert program is not None
-    program.save(str(path), external_data=False)
-
-
-def largest_difference(module: nn.Module, graph: Graph, path: Path) -> float:
-    """Largest absolute difference between torch and onnxruntime over batches and lengths that were not traced."""
+def versions() -> dict[str, str]:
+    import onnx
     import onnxruntime
+    import onnxscript
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for batch, frames in ((1, 5), (3, 9), (4, 16)):
-        example = graph.example(batch, frames)
-        with torch.no_grad():
-            wanted = module(example)
-        got = session.run(None, {"frames": example.numpy()})
-        for a, b in zip(wanted, got, strict=True):
-            worst = max(worst, (a - torch.from_numpy(b)).abs().max().item())
-    return worst
+    packages = {"onnx": onnx, "onnxruntime": onnxruntime, "onnxscript": onnxscript, "torch": torch}
+    return {name: package.__version__ for name, package in packages.items()} | {"opset": str(OPSET)}
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def there_already(wanted: Wanted, output: Path) -> Exported | None:
+    """An export of the same reward and precision that lies there whole."""
+    folder = output / wanted.reward
+    if not (folder / FILE).is_file():
+        return None
+    exported = read_export(folder)
+    exported.verify()
+    if (exported.reward, exported.precision) != (wanted.reward, wanted.precision):
+        return None
+    return exported
+
+
+def build(exported: Exported, target: str, keep_log: bool) -> None:
+    """Engines for this machine's GPU, beside the graphs."""
+    from runtime.export.tensorrt import build_engines
+
+    build_engines(exported, target, keep_log)
+
+
+def size(text: str) -> tuple[int, int]:
+    """``480x832`` as height and width."""
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and 1 <= int(side) <= 8192 for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"want HEIGHTxWIDTH in pixels, as in 480x832, got {text!r}"
+        )
+    return int(sides[0]), int(sides[1])
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.export", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("reward", choices=sorted(RECIPES), metavar="REWARD", help=", ".join(sorted(RECIPES)))
+    add("--to", choices=TARGETS, default="onnx", help="default: %(default)s")
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help="becomes reward.graphs")
+    add("--weights", default="", metavar="DIR", help="as reward.weights; random: none, for timing")
+    text = "fp32, fp16, bf16; fp8: 8-bit products in bf16"
+    add("--precision", choices=PRECISIONS, default="fp32", help=text)
+    add("--frame-size", type=size, metavar="HxW", help="of the video (default: 480x832)")
+    add("--frames", type=int, metavar="N", help="of the longest clip (default: ten chunks)")
+    text = "of the longest prompt (default: %(default)s)"
+    add("--prompt-words", type=int, default=256, metavar="N", help=text)
+    text = "compare scores with torch; always done for the embedded rewards"
+    add("--verify", action="store_true", help=text)
+    add("--keep-log", action="store_true", help="keep the builder's log beside the engines")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> str:
+    """Do what is asked for; a line that says what lies where."""
+    wanted = Wanted(
+        reward=options.reward,
+        precision=options.precision,
+        weights=options.weights,
+        frame_size=options.frame_size,
+        frames=options.frames,
+        prompt_words=options.prompt_words,
+    )
+    exported = None if options.to == "onnx" else there_already(wanted, options.output)
+    exported = exported or export(wanted, options.output, options.verify)
+    if options.to != "onnx":
+        build(exported, options.to, options.keep_log)
+    names = [name for graph in exported.graphs.values() for name in graph.files]
+    size_bytes = sum((exported.folder / name).stat().st_size for name in names)
+    worst = exported.largest_difference.get("scores")
+    found = exported.verified if worst is None else f"scores differ from torch by {worst:.1e}"
+    return f"{exported.folder.resolve()} ({size_bytes / 2**20:.1f} MiB), {found}"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m runtime.export", description=__doc__)
-    parser.add_argument("reward", choices=GRAPHS)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    args = parser.parse_args()
+    options = parse()
     try:
-        manifest = export(args.reward, args.output)
+        print(run(options))
     except ImportError as error:
-        print(
-            f"error: {error.name} is missing; run `pip install 'stream-t1-runtime[onnx]'`",
-            file=sys.stderr,
-        )
+        extra = "pip install 'stream-t1-runtime[onnx]'"
+        print(f"error: {error.name} is missing; run `{extra}`", file=sys.stderr)
         return 1
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    path = (args.output / f"{args.reward}.onnx").resolve()
-    print(
-        f"{path} ({path.stat().st_size / 1024:.0f} KiB), differs from torch by {manifest['max_difference']:.1e}"
-    )
     return 0
 
 
