@@ -37,7 +37,7 @@ def plan_of(onnx: bytes, spec: GraphSpec) -> bytes:
 
 
 def built(onnx: bytes, spec: GraphSpec) -> Built:
-    """What ``runtime.trt.build`` would return."""
+    """What ``runtime.trt.build.build_plan`` would return."""
     return Built(plan_of(onnx, spec), (("INFO", "pretended"),), 0.0, 3, {"FLOAT": 1}, b"")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from runtime.exported import GraphSpec
 from runtime.trt import cache
-from runtime.trt.build import build
+from runtime.trt.build import build_plan
 from runtime.trt.cache import Entry, Stamp, prune
 from runtime.trt.place import EngineOptions, EnginePlace
 from runtime.trt.run import Engine
@@ -119,7 +119,7 @@ def _make(entry: Entry, onnx: Path, spec: GraphSpec, place: EnginePlace) -> None
         version, target = entry.facts["version"], entry.facts["target"]
         log.info("building the %s for %s, which may take minutes", what, target)
         timings = cache.timings_path(place, version, target)
-        built = build(onnx, spec, place, cache.read_sealed(timings))
+        built = build_plan(onnx, spec, place, cache.read_sealed(timings))
         notes = {
             "seconds": round(built.seconds, 3),
             "layers": built.layers,

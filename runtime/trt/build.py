@@ -38,7 +38,7 @@ class Built:
     timings: bytes  # of kernels, for the next build; empty where the library keeps none
 
 
-def build(onnx: Path, spec: GraphSpec, place: EnginePlace, timings: bytes = b"") -> Built:
+def build_plan(onnx: Path, spec: GraphSpec, place: EnginePlace, timings: bytes = b"") -> Built:
     """The engine of a graph. EngineError says which file, node, input or profile is at fault."""
     _check_files(onnx, spec)
     trt = place.kind.load()

@@ -135,7 +135,7 @@ class Engine:
     def _check_types(self) -> None:
         """Half precision must be seen in the engine's own layers, where it tells of them.
 
-        A network that was fused into one layer shows its inputs and outputs only; ``build`` has looked inside before.
+        A network that was fused into one layer shows its inputs and outputs only; ``build_plan`` has looked inside before.
         """
         wanted = HALVES.get(self.place.precision, ())
         said = " ".join(self.layer_types).lower()

@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 
 from runtime import trt
 from runtime.trt import EngineError, EnginePlace, cache
-from runtime.trt.build import build
+from runtime.trt.build import build_plan
 from tests.fake_tensorrt import FakeTensorRT, Validity, built, rows
 from tests.small_graph import expected, write_graph
 
@@ -35,7 +35,7 @@ def shop(tmp_path, library, monkeypatch):
         builds.append(path)
         return built(path.read_bytes(), graph)
 
-    monkeypatch.setattr(trt, "build", pretend)
+    monkeypatch.setattr(trt, "build_plan", pretend)
     monkeypatch.setattr(trt, "_check_device", lambda place: None)
     trt.EVENTS.clear()
     place = EnginePlace("tensorrt-rtx", "fp32", tmp_path / "engines", torch.device("cpu"))
@@ -181,7 +181,7 @@ def test_a_graph_that_was_replaced_is_not_built(shop):
     (onnx, spec, place), _ = shop
     onnx.write_bytes(onnx.read_bytes() + b" ")
     with pytest.raises(EngineError, match="small.onnx: want sha256 .* export the reward again"):
-        build(onnx, spec, place)
+        build_plan(onnx, spec, place)
 
 
 def test_a_cpu_runs_no_engine_and_a_missing_library_names_its_extra(shop, monkeypatch):
