@@ -13,14 +13,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from runtime.backends import weights_hash, weights_path
 from runtime.export.pieces import Piece, Plan, Wanted, port
-from runtime.exported import RANDOM, weights_sha256
+from runtime.exported import RANDOM
 from runtime.kernels.reward_patches import PATCH
 from runtime.rewards import hpsv3 as hpsv3_reward
 from runtime.rewards import load_reward
@@ -126,7 +126,7 @@ def _plan(wanted: Wanted, module: Any, pictures: tuple[int, ...]) -> Plan:
     buckets = bucket_lengths(judge.script, visual, wanted.prompt_words)
     sizes = Sizes(grid, pictures, module.ROWS_PER_FORWARD, buckets)
     net = _cast(judge, wanted.base)
-    folder = None if wanted.weights == RANDOM else Path(wanted.weights) / wanted.reward
+    folder = weights_path(wanted.reward, wanted.weights)
     constants = {
         "dtype": str(wanted.base).removeprefix("torch."),
         "grid": list(grid),
@@ -143,7 +143,7 @@ def _plan(wanted: Wanted, module: Any, pictures: tuple[int, ...]) -> Plan:
         },  # fmt: skip
         on_graphs=lambda graphs: kind.on_graphs("cpu", folder, graphs, constants),  # type: ignore[attr-defined]
         clips=lambda: _clips(wanted, pictures[-1]),
-        weights_sha256=weights_sha256(folder / "model.safetensors") if folder else RANDOM,
+        weights_sha256=weights_hash(wanted.reward, wanted.weights),
         constants=constants,
         rounded=("tower.blocks.", "layers."),
     )

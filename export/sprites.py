@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from runtime.backends import weights_hash, weights_path
 from runtime.export.pieces import Piece, Plan, Wanted, port
-from runtime.exported import weights_sha256
 from runtime.rewards import load_reward
 from runtime.rewards.sprites_image import SpritesImageReward
-from runtime.rewards.sprites_net import SIDE, WEIGHTS
+from runtime.rewards.sprites_net import SIDE
 from runtime.rewards.sprites_video import SpritesVideoReward
 from runtime.types import Clip
 
@@ -34,15 +33,15 @@ class Outputs(nn.Module):
 
 def image(wanted: Wanted) -> Plan:
     """sprites-image: single frames."""
-    return _plan(wanted, SpritesImageReward, ("quality", "words"), "image")
+    return _plan(wanted, SpritesImageReward, ("quality", "words"))
 
 
 def video(wanted: Wanted) -> Plan:
     """sprites-video: clips."""
-    return _plan(wanted, SpritesVideoReward, ("visual", "motion", "words"), "video")
+    return _plan(wanted, SpritesVideoReward, ("visual", "motion", "words"))
 
 
-def _plan(wanted: Wanted, kind: Any, outputs: tuple[str, ...], stem: str) -> Plan:
+def _plan(wanted: Wanted, kind: Any, outputs: tuple[str, ...]) -> Plan:
     if wanted.precision != "fp32":
         raise ValueError(f"--precision: {wanted.reward} runs in fp32 alone, got {wanted.precision}")
     if wanted.frame_size or wanted.frames:
@@ -50,17 +49,16 @@ def _plan(wanted: Wanted, kind: Any, outputs: tuple[str, ...], stem: str) -> Pla
             f"--frame-size, --frames: {wanted.reward} sees {SIDE} x {SIDE} pixels of clips of any length; drop them"
         )
     reward = load_reward(wanted.reward, "cpu", wanted.weights)
-    path = WEIGHTS / f"{stem}.safetensors"
-    if wanted.weights:
-        path = Path(wanted.weights) / wanted.reward / "model.safetensors"
+    path = weights_path(wanted.reward, wanted.weights)
+    assert path is not None
     words = len(reward.words)  # type: ignore[attr-defined]
-    piece = _piece(Outputs(reward.net, outputs), outputs, words, clips=stem == "video")  # type: ignore[attr-defined]
+    piece = _piece(Outputs(reward.net, outputs), outputs, words, clips=kind is SpritesVideoReward)  # type: ignore[attr-defined]
     return Plan(
         reward=reward,
         pieces={"whole": piece},
         on_graphs=lambda graphs: kind.on_graphs("cpu", path, graphs, {}),
         clips=_clips,
-        weights_sha256=weights_sha256(path),
+        weights_sha256=weights_hash(wanted.reward, wanted.weights),
         constants={"words": list(reward.words), "range": [0, 1]},  # type: ignore[attr-defined]
     )
 

@@ -39,6 +39,11 @@ FLAGS = {  # option -> the setting it changes, what its value is called, what it
     "fidelity": ("fidelity", "NAME", "paper, or released for what its code does (default: paper)"),
     "schedule": ("run.schedule", "NAME", "survivors, or released for its order of work"),
     "attention": ("run.attention", "NAME", "auto, sdpa, triton, varlen, fa2, fa3, fa4, reference"),
+    "reward_backend": (
+        "reward.backend",
+        "NAME",
+        "auto, torch, compiled, captured, onnxruntime, tensorrt or tensorrt-rtx",
+    ),
     "device": ("run.device", "NAME", "cpu, cuda or cuda:N (default: cpu)"),
     "batch": (
         "run.prompts",
@@ -83,7 +88,7 @@ def build_parser() -> Parser:
     add("-o", "--output", default="out.mp4", metavar="MP4", help="the video (default: %(default)s)")
     add("--prompts-file", metavar="FILE", help="UTF-8, one prompt a line: out_000.mp4, ...")
     for option, (_, metavar, text) in FLAGS.items():
-        add(f"--{option}", metavar=metavar, help=text)
+        add(f"--{option.replace('_', '-')}", metavar=metavar, help=text)
     for option, name in SWITCHES.items():
         add(f"--{option.replace('_', '-')}", action="store_true", help=f"turn {name} off")
     known = ", ".join(PRESETS)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
+from runtime.backends import Backing, Place, load_backed
 from runtime.generators import Generator, load_generator, load_scoring_decoder
 from runtime.noise import PhiloxNoise
-from runtime.rewards import load_reward
 from runtime.search import SearchPolicy, build_policy
 from runtime.settings import Settings
 from runtime.types import Decoder, NoiseSource, RewardModel
@@ -26,6 +27,9 @@ class Parts:
     noise: NoiseSource
     final: RewardModel | None = None  # rates whole videos at the end; None: the video reward
     scoring: Decoder | None = None  # of the frames that rewards see; None: the generator's
+    backings: Mapping[str, Backing] = field(
+        default_factory=dict
+    )  # what the rewards run on, by role
 
     @staticmethod
     def load(settings: Settings) -> Parts:
@@ -44,14 +48,14 @@ class Parts:
         scoring = None
         if settings.reward.decoder == "tiny" and policy.judges:
             scoring = load_scoring_decoder(run.generator, device, dtype, run.weights)
-        image = video = None
-        if policy.judges or policy.rates:
-            image, video = (
-                load_reward(name, run.device, settings.reward.weights, dtype)
-                for name in (settings.reward.image, settings.reward.video)
-            )
         noise = PhiloxNoise(device, dtype, run.ops)
-        return Parts(generator, image, video, noise, scoring=scoring)
+        if not (policy.judges or policy.rates):
+            return Parts(generator, None, None, noise, scoring=scoring)
+        place = Place(device, dtype, run.verify)
+        image, its = load_backed(settings.reward.image, settings.reward, place)
+        video, theirs = load_backed(settings.reward.video, settings.reward, place)
+        backings = {"image reward": its, "video reward": theirs}
+        return Parts(generator, image, video, noise, scoring=scoring, backings=backings)
 
 
 def build_policy_of(settings: Settings) -> SearchPolicy:

@@ -59,6 +59,7 @@ class SpritesImageReward:
     """Mean over frames of (quality + alignment) / 2, about 0 to 1. Looks at the newest chunk only."""
 
     horizon = 1
+    packaged = WEIGHTS / "image.safetensors"
 
     def __init__(self, net: ImageNet, words: tuple[str, ...], device: torch.device) -> None:
         self.net: Callable[[Tensor], FrameReading] = (
@@ -75,7 +76,7 @@ class SpritesImageReward:
 
         Raises ValueError for a missing or wrong file, naming file and key.
         """
-        path = Path(path) if path else WEIGHTS / "image.safetensors"
+        path = Path(path) if path else cls.packaged
         words = read_words(path)
         net = ImageNet(len(words))
         load_weights_(net, path)

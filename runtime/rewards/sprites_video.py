@@ -153,6 +153,7 @@ class SpritesVideoReward:
     """VQ + MQ + TA, about 0 to 3, over up to ten chunks at 16 frames a second."""
 
     horizon = 10
+    packaged = WEIGHTS / "video.safetensors"
 
     def __init__(self, net: VideoNet, words: tuple[str, ...], device: torch.device) -> None:
         self.net: Callable[[Tensor], ClipReading] = (
@@ -169,7 +170,7 @@ class SpritesVideoReward:
 
         Raises ValueError for a missing or wrong file, naming file and key.
         """
-        path = Path(path) if path else WEIGHTS / "video.safetensors"
+        path = Path(path) if path else cls.packaged
         words = read_words(path)
         net = VideoNet(len(words))
         load_weights_(net, path)
