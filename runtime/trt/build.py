@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from runtime.exported import GraphSpec, Port, sha256_of
-from runtime.trt.place import EnginePlace, on_device
+from runtime.trt.place import EnginePlace, gpu, on_device
 from runtime.trt.vendor import DTYPES, EngineError, ensure, flag, logger
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def _aim_(trt: Any, config: Any, place: EnginePlace, lines: Any) -> None:
     known = trt.ComputeCapability
     target = getattr(known, f"SM{major}{minor}", known.CURRENT)
     config.num_compute_capabilities = 1
-    ensure(config.set_compute_capability(target, 0), f"compute capability {target.name}", lines)
+    ensure(config.set_compute_capability(target, 0), _nothing(place), lines)
 
 
 def _add_profiles_(builder: Any, config: Any, spec: GraphSpec, lines: Any) -> None:
@@ -221,12 +221,10 @@ def _check_range(where: str, ports: Mapping[str, Port], name: str, shapes: Any) 
 
 
 def _serialize(builder: Any, network: Any, config: Any, place: EnginePlace, lines: Any) -> Any:
-    plan = builder.build_serialized_network(network, config)
-    if plan is None and place.on_gpu:
-        major, minor = torch.cuda.get_device_capability(place.device)
-        ensure(
-            plan,
-            f"{place.vendor} builds nothing for sm_{major}{minor} (documented for {place.kind.documented})",
-            lines,
-        )
-    return ensure(plan, f"{place.vendor} builds nothing", lines)
+    return ensure(builder.build_serialized_network(network, config), _nothing(place), lines)
+
+
+def _nothing(place: EnginePlace) -> str:
+    if not place.on_gpu:
+        return f"{place.vendor} builds nothing"
+    return f"{place.vendor} builds nothing for {gpu(place.device)} (documented for {place.kind.documented})"
