@@ -103,7 +103,7 @@ def answers(device: torch.device) -> Iterator[Answer]:
         for precision in PRECISIONS:
             with tempfile.TemporaryDirectory() as folder:
                 yield answer(vendor, precision, device, Path(folder))
-            if kind.portable:
+            if kind.portable and device.type == "cuda":
                 with tempfile.TemporaryDirectory() as folder:
                     yield answer(vendor, precision, device, Path(folder), portable=True)
 
