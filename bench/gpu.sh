@@ -157,7 +157,7 @@ asked vae && step "vae" 15 90 "$PYTHON" -m runtime.bench.vae --skip-tests "${row
 if asked rewards; then
   # The first asks every installed library whether it runs on this GPU; its log holds the answers in words.
   step "engines" 10 90 "$PYTHON" -m runtime.bench.engines --json "$ROWS/engines.json"
-  step "rewards" 30 150 "$PYTHON" -m runtime.bench.rewards_backends --skip-tests "${rows[@]}" --json "$ROWS/rewards.json"
+  step "reward graphs" 30 150 "$PYTHON" -m runtime.bench.reward_graphs --skip-tests "${rows[@]}" --json "$ROWS/reward-graphs.json"
 fi
 if asked tune && [ -n "$TUNE" ]; then
   for op in $KERNELS; do

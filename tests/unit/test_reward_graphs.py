@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from runtime.bench import engines, rewards_backends
+from runtime.bench import engines, reward_graphs
 from runtime.rewards import hpsv3
 from runtime.rewards.qwen2vl_judge import PixelBounds
 
@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 
 
 def test_every_way_on_the_cpu_agrees_with_float64(tmp_path):
-    subject = next(rewards_backends.embedded())
-    case = rewards_backends.case(subject, CPU, tmp_path)
+    subject = next(reward_graphs.embedded())
+    case = reward_graphs.case(subject, CPU, tmp_path)
     assert set(case.runs) == {"torch", "onnxruntime"}
     assert all(0 < error < 1e-4 for error in case.errors.values()), case.errors
     assert case.moved_bytes > 48 * 3 * 96 * 96 * 4 and "frames=[48, 3, 96, 96]" in case.shape
@@ -29,8 +29,8 @@ def test_a_way_that_computes_something_else_shows_in_the_error_column():
     exact = (torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
     spec = next(iter([type("Spec", (), {"outputs": {"a": 0, "b": 0}})]))
     got = {"b": torch.zeros(2), "a": torch.tensor([1.0, 1.5])}
-    assert rewards_backends.difference(got, exact, spec) == 0.5
-    assert rewards_backends.difference((got["a"], got["b"]), exact, spec) == 0.5
+    assert reward_graphs.difference(got, exact, spec) == 0.5
+    assert reward_graphs.difference((got["a"], got["b"]), exact, spec) == 0.5
 
 
 def test_a_way_that_is_missing_is_named_and_has_no_row(tmp_path, monkeypatch, capsys):
@@ -40,8 +40,8 @@ def test_a_way_that_is_missing_is_named_and_has_no_row(tmp_path, monkeypatch, ca
 
         return {"onnxruntime": fail}
 
-    monkeypatch.setattr(rewards_backends, "openers", missing)
-    case = rewards_backends.case(next(rewards_backends.embedded()), CPU, tmp_path)
+    monkeypatch.setattr(reward_graphs, "openers", missing)
+    case = reward_graphs.case(next(reward_graphs.embedded()), CPU, tmp_path)
     assert set(case.runs) == {"torch"}
     assert "onnxruntime: not here (onnxruntime: has no CUDAExecutionProvider)" in capsys.readouterr().err  # fmt: skip
 
@@ -59,11 +59,11 @@ def test_what_is_timed_at_full_size_agrees_with_torch_at_a_small_one(tmp_path, m
     config = dataclasses.replace(kind.config, text=text, vision=vision)
     pixels = PixelBounds(4 * 28 * 28, 6 * 28 * 28)
     monkeypatch.setattr(hpsv3, "KIND", dataclasses.replace(kind, config=config, pixels=pixels))
-    monkeypatch.setattr(rewards_backends, "LOOKING", 1)
-    monkeypatch.setattr(rewards_backends, "TOKENS", 64)
+    monkeypatch.setattr(reward_graphs, "LOOKING", 1)
+    monkeypatch.setattr(reward_graphs, "TOKENS", 64)
     names = []
-    for subject in rewards_backends.full():
-        case = rewards_backends.case(subject, CPU, tmp_path)
+    for subject in reward_graphs.full():
+        case = reward_graphs.case(subject, CPU, tmp_path)
         names.append(subject.name)
         # bfloat16 against float32: a few roundings of values about 1.
         assert case.errors["torch"] < 0.1 and case.flops > 0
@@ -71,7 +71,7 @@ def test_what_is_timed_at_full_size_agrees_with_torch_at_a_small_one(tmp_path, m
 
 
 def test_full_size_is_not_timed_on_a_cpu(capsys):
-    assert not list(rewards_backends.cases(CPU, "full"))
+    assert not list(reward_graphs.cases(CPU, "full"))
     assert "on a GPU only" in capsys.readouterr().err
 
 

@@ -1,6 +1,6 @@
 """Times what can run a reward's network: torch, torch captured, onnxruntime, TensorRT, TensorRT-RTX. Same inputs, same weights.
 
-    python -m runtime.bench.rewards_backends --device cuda --shapes embedded full --json rows.json
+    python -m runtime.bench.reward_graphs --device cuda --shapes embedded full --json rows.json
 
 ``embedded``: both rewards of the embedded world, as they are. ``full``: HPSv3's two graphs at their published widths and at
 the length of a real question, with few of the layers (4 of 32 that look, 2 of 28 that read), so that exporting and building
@@ -63,10 +63,10 @@ class Subject:
 
 def cases(device: torch.device, size: str) -> Iterator[Case]:
     if not importlib.util.find_spec("onnxscript"):
-        print("rewards_backends: onnxscript is not installed, so nothing can be exported", file=sys.stderr)  # fmt: skip
+        print("reward_graphs: onnxscript is not installed, so nothing can be exported", file=sys.stderr)  # fmt: skip
         return
     if size == "full" and device.type == "cpu":
-        print("rewards_backends: full size is timed on a GPU only", file=sys.stderr)
+        print("reward_graphs: full size is timed on a GPU only", file=sys.stderr)
         return
     for subject in embedded() if size == "embedded" else full():
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
@@ -133,7 +133,7 @@ def case(subject: Subject, device: torch.device, folder: Path) -> Case:
             run()
         except (RuntimeError, ImportError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"rewards_backends: {subject.name}: {way}: not here ({reason})", file=sys.stderr)
+            print(f"reward_graphs: {subject.name}: {way}: not here ({reason})", file=sys.stderr)
         else:
             runs[way] = run
     errors = {way: difference(run(), exact, spec) for way, run in runs.items()}
@@ -186,4 +186,4 @@ def as_tuple(outputs: object) -> tuple[Tensor, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("rewards_backends", cases, "A reward's network by everything that can run it."))
+    sys.exit(main("reward_graphs", cases, "A reward's network by everything that can run it."))
