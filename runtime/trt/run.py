@@ -18,7 +18,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from runtime.trt.vendor import DTYPES, EngineDamaged, EngineError, ensure, logge
 log = logging.getLogger(__name__)
 
 Shapes = tuple[tuple[int, ...], ...]  # of the inputs, in the order of GraphSpec.inputs
-HALVES = {
+HALVES = {  # as inspectors call them
     "fp16": ("half", "fp16", "float16"),
     "bf16": ("bfloat16", "bf16"),
-}  # as inspectors call them
+}
 TYPE_KEYS = ("Format/Datatype", "DataType", "Format")  # up to TensorRT 10, and since
 # Reasons for which a library refuses an engine that its files are not to blame for.
 ELSEWHERE = ("UNSUPPORTED_CC", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR")  # fmt: skip
@@ -94,14 +94,26 @@ class Engine:
         if fresh:
             with on_device(self.place):
                 self.bound[shapes] = self._bind(shapes)
-        bound = self.bound[shapes]
-        if self.place.record is not None and bound.capturable:
-            outputs = self.place.record(bound, bound, tensors)
-        else:
-            outputs = self._enqueue(bound, tensors)
+        outputs = self._run(shapes, tensors)
         if fresh and self.jit_cache is not None:
             self._keep_kernels()
         return dict(zip(self.spec.outputs, outputs, strict=True))
+
+    def _run(self, shapes: Shapes, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        bound, record = self.bound[shapes], self.place.record
+        if record is None or not bound.capturable:
+            return self._enqueue(bound, tensors)
+        try:
+            return record(bound, bound, tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [""])[0]
+        # If it is the engine that fails, it fails again, and says so.
+        outputs = self._enqueue(bound, tensors)
+        log.warning("%s cannot be captured (%s): it is enqueued every time", self.spec.name, reason)
+        self.bound[shapes] = replace(bound, capturable=False)
+        return outputs
 
     def _deserialize(self, plan: Any) -> Any:
         engine = self.runtime.deserialize_cuda_engine(plan)
@@ -192,7 +204,11 @@ class Engine:
         ensure(done, f"profile {profile} of {what}", self.lines)
         for name, shape in named.items():
             ensure(context.set_input_shape(name, shape), what, self.lines)
-        if unknown := context.infer_shapes():
+        try:
+            unknown = context.infer_shapes()
+        except RuntimeError as error:  # the one call that raises
+            raise EngineError(f"{what}: {error}") from error
+        if unknown:
             raise EngineError(f"{what}: shapes of {unknown} stay open")
         scratch = self._scratch_for_(context, what)
         outputs = tuple(self._output(context, name, port) for name, port in spec.outputs.items())

@@ -19,19 +19,16 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("tensorrt_rtx")
 
 from runtime import trt
-from runtime.export.graph import write_graph
-from runtime.export.pieces import Wanted, make_plan
 from runtime.exported import Port
 from runtime.trt import EngineError, EngineOptions, EnginePlace
 from runtime.trt.build import build_plan
-from tests.reward_folder import SIZES, write_folder
 from tests.small_graph import BROAD, NARROW
 from tests.small_graph import write_graph as write_small
+from tests.small_reward import small_pieces
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 NAMES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
-QWEN2VL = {"frame_size": (64, 96), "prompt_words": 16}
 REWARDS = [("sprites-image", "fp32"), ("sprites-video", "fp32")]
 REWARDS += [(name, precision) for name in ("hpsv3", "videoalign") for precision in DTYPES]
 
@@ -41,26 +38,10 @@ def place_in(folder, precision="fp32", **changes):
     return dataclasses.replace(place, **changes)
 
 
-def small_graphs(name, precision, folder):
-    """The graphs of a published reward with a layer or two, or of an embedded one as it is: (file, entry) of each."""
-    wanted = Wanted(reward=name, precision=precision)
-    if not name.startswith("sprites"):
-        # One layer of the decoder is its last; the precision that rewards are published in gets one before it.
-        layers = 2 if precision == "bf16" else 1
-        vision = {**SIZES["vision_config"], "depth": 1}
-        weights = write_folder(folder, name, vision_config=vision, num_hidden_layers=layers)
-        frames = 24 if name == "videoalign" else None
-        wanted = dataclasses.replace(wanted, weights=str(weights), frames=frames, **QWEN2VL)
-    for graph, piece in make_plan(wanted).pieces.items():
-        if (name, graph) != ("videoalign", "vision"):  # hpsv3's tower
-            spec = write_graph(graph, piece, folder)
-            yield folder / spec.file, spec
-
-
 @pytest.mark.parametrize(("name", "precision"), REWARDS, ids=lambda value: value)
 def test_every_exported_reward_builds_in_its_own_types_and_twice_alike(name, precision, tmp_path):
     found = set()
-    for onnx, spec in small_graphs(name, precision, tmp_path):
+    for onnx, spec, _ in small_pieces(name, precision, tmp_path):
         found.add(spec.name)
         place = place_in(tmp_path, precision)
         path = trt.build_engine(onnx, spec, place)

@@ -5,6 +5,7 @@ Every vendor that is installed is tried. One that does not run on this GPU skips
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 
@@ -35,6 +36,10 @@ def opened(folder, vendor, precision="fp32", **changes):
     onnx, spec = write_graph(folder, str(DTYPES[precision]).removeprefix("torch."))
     place = EnginePlace(vendor, precision, folder / "engines", torch.device("cuda"))
     place = dataclasses.replace(place, **changes)
+    return engine_or_skip(onnx, spec, place)
+
+
+def engine_or_skip(onnx, spec, place):
     try:
         return trt.open_engine(onnx, spec, place)
     except EngineError as error:
@@ -65,6 +70,37 @@ def test_an_engine_is_as_exact_as_torch_in_its_type(vendor, precision, tmp_path)
         inputs = inputs_of(n, s, DTYPES[precision])
         got = engine(inputs)["y"]
         assert_no_worse_than_torch(got.cpu(), plain(inputs).cpu(), exact(inputs))
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("name", ["hpsv3", "videoalign"])
+def test_a_published_reward_s_graphs_are_as_exact_as_torch(vendor, name, precision, tmp_path):
+    pytest.importorskip("onnxscript")
+    from tests.small_reward import small_pieces
+
+    record = GraphRunner("cuda", "cuda").run
+    folder, device = tmp_path / "engines", torch.device("cuda")
+    place = EnginePlace(vendor, precision, folder, device, record=record)
+    for onnx, spec, module in small_pieces(name, precision, tmp_path):
+        engine = engine_or_skip(onnx, spec, place)
+        largest = {port: ranges[2] for port, ranges in spec.profiles[-1].items()}
+        source = torch.Generator().manual_seed(0)
+        inputs = {
+            port: torch.randn(largest[port], generator=source).to(device, DTYPES[precision])
+            if spec.inputs[port].dtype != "int64"
+            else torch.arange(3, 3 + largest[port][0], device=device)
+            for port in spec.inputs
+        }
+        (got,) = (value.double() for value in engine(inputs).values())
+        plain, wide = module.to(device), copy.deepcopy(module).to(device, torch.float64)
+        if hasattr(wide, "head_dtype"):
+            wide.head_dtype = torch.float64
+        with torch.no_grad():
+            same = plain(*inputs.values()).double()
+            true = wide(*(x.double() if x.is_floating_point() else x for x in inputs.values()))
+        rounding = torch.finfo(DTYPES[precision]).eps * true.abs().max()
+        allowed = 2 * (same - true).abs().max() + rounding
+        assert (got - true).abs().max() <= allowed, spec.name
 
 
 def test_a_cached_engine_gives_the_same_bits(vendor, tmp_path):

@@ -144,6 +144,28 @@ def test_streamed_weights_get_their_budget_first_and_are_never_recorded(engine_o
     assert whole.engine.weight_streaming_budget_v2 == 100 and not whole.streams_weights
 
 
+def test_a_shape_that_cannot_be_captured_is_enqueued_every_time_with_one_warning(engine_of, caplog):
+    tried = []
+
+    def record(key, work, inputs):
+        tried.append(key)
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    engine = engine_of(record=record)
+    for seed in range(3):
+        inputs = rows(3, 7, seed)
+        assert torch.allclose(engine(inputs)["y"], expected(**inputs), atol=1e-5)
+    assert len(tried) == 1
+    assert [r.levelname for r in caplog.records] == ["WARNING"] and "and more" not in caplog.text
+
+
+def test_a_failing_engine_is_an_error_inside_a_recording_too(engine_of, library):
+    engine = engine_of(record=GraphRunner("rehearsal", "cpu").run)
+    library.failing.add("execute")
+    with pytest.raises(EngineError, match="execute was told to fail"):
+        engine(rows(2, 4))
+
+
 def test_compiled_kernels_are_kept_for_the_next_start(engine_of, library, tmp_path):
     engine = engine_of()
     engine(rows(2, 4))
