@@ -75,7 +75,10 @@ def trace(piece: Piece) -> Any:
         )
         assert program is not None
         optimizer.optimize_ir(
-            program.model, input_size_limit=FOLDED_ELEMENTS, output_size_limit=FOLDED_ELEMENTS
+            program.model,
+            input_size_limit=FOLDED_ELEMENTS,
+            output_size_limit=FOLDED_ELEMENTS,
+            should_fold=lambda node: False if is_transposed_weight(node) else None,
         )
     return program.model
 

@@ -20,10 +20,6 @@ from runtime.types import Compiled
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-3}  # of scores
 TORCH = "scores of torch"  # its own difference, in the dtype of the graphs
-NOT_HERE = {  # precision -> why onnxruntime cannot say
-    "bf16": "not verified: onnxruntime's CPU has no bfloat16 products",
-    "fp8": "not verified: onnxruntime's CPU has no 8-bit products in bfloat16",
-}
 
 
 class ModuleGraph:
