@@ -38,12 +38,18 @@ def write_graph(
     dtype: str = "float32",
     ranges: Sequence[Range] = (BROAD, NARROW),
     bias_dtype: str = "",
+    eight_bits: bool = False,
 ) -> tuple[Path, GraphSpec]:
-    """The graph as a file, and its entry of export.json. Another ``bias_dtype`` makes a graph that no library may take."""
+    """The graph as a file, and its entry of export.json. Another ``bias_dtype`` makes a graph that no library may take.
+
+    ``eight_bits``: the product reads float8, with scales around it.
+    """
     values = zip("wb", weights(), (dtype, bias_dtype or dtype), strict=True)
+    x, w, scales = _eight_bits(dtype) if eight_bits else ("x", "w", [])
     made = helper.make_graph(
         [
-            helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
+            *(_through_eight_bits("x") + _through_eight_bits("w") if eight_bits else []),
+            helper.make_node("MatMul", [x, w], ["h"], name="product"),
             helper.make_node("Add", ["h", "b"], ["z"], name="add_bias"),
             helper.make_node("Gather", ["z", "at"], ["y"], name="read", axis=1),
         ],
@@ -53,7 +59,7 @@ def write_graph(
             helper.make_tensor_value_info("at", TensorProto.INT64, [2]),
         ],
         [helper.make_tensor_value_info("y", ELEMENTS[dtype], ["n", 2, OUT])],
-        [_initializer(name, value, kind) for name, value, kind in values],
+        [*(_initializer(name, value, kind) for name, value, kind in values), *scales],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     path = folder / "small.onnx"
@@ -67,6 +73,20 @@ def write_graph(
         outputs={"y": Port(dtype, ("n", 2, OUT))},
         profiles=tuple({"x": shapes, "at": ((2,), (2,), (2,))} for shapes in ranges),
     )
+
+
+def _eight_bits(dtype: str) -> tuple[str, str, list[onnx.TensorProto]]:
+    """What the product reads then, and the constants that takes."""
+    scale = _initializer("scale", torch.tensor(0.25), dtype)
+    zero = helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], b"\0", raw=True)
+    return "x.read", "w.read", [scale, zero]
+
+
+def _through_eight_bits(name: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("QuantizeLinear", [name, "scale", "zero"], [f"{name}.eight"]),
+        helper.make_node("DequantizeLinear", [f"{name}.eight", "scale", "zero"], [f"{name}.read"]),
+    ]
 
 
 def _initializer(name: str, value: torch.Tensor, dtype: str) -> onnx.TensorProto:

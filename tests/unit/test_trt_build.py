@@ -70,6 +70,13 @@ def test_types_come_from_the_graph(precision, tmp_path):
         build_plan(onnx, spec, place_in(tmp_path, "fp8"))
 
 
+@pytest.mark.parametrize("around", ["float16", "bfloat16"])
+def test_eight_bit_products_are_found_between_other_types(around, tmp_path):
+    onnx, spec = write_small(tmp_path, around, eight_bits=True)
+    built = build_plan(onnx, spec, place_in(tmp_path, "fp8"))
+    assert built.products["FP8"] == 2  # what it reads, and its weight
+
+
 def test_a_graph_of_mixed_types_is_refused_by_the_name_of_its_node(tmp_path):
     onnx, spec = write_small(tmp_path, "float16", bias_dtype="float32")
     with pytest.raises(EngineError, match=r"node 'add_bias' \(Add\).*Half and Float.*cast in the network"):  # fmt: skip
