@@ -19,7 +19,8 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("tensorrt_rtx")
 
 from runtime import trt
-from runtime.exported import Port
+from runtime.export.tensorrt import build_engines
+from runtime.exported import ENGINES, Exported, Port
 from runtime.trt import EngineError, EngineOptions, EnginePlace
 from runtime.trt.build import build_plan
 from tests.small_graph import BROAD, NARROW
@@ -201,3 +202,20 @@ def test_a_real_engine_is_read_back_as_far_as_a_machine_without_a_gpu_can(tmp_pa
     assert not isinstance(caught.value, trt.EngineDamaged)
     with pytest.raises(trt.EngineDamaged, match="MALFORMED_ENGINE"):
         trt.Engine(b"x" * 500, spec, place, tmp_path / "j")
+
+
+def test_the_door_builds_what_is_missing_and_says_what_lies_where(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    onnx, spec = write_small(tmp_path)
+    exported = Exported(tmp_path, "small", "fp32", "random", {}, {}, {}, {"small": spec})
+    build_engines(exported, "tensorrt-rtx", keep_log=True)
+    (path,) = (tmp_path / ENGINES).glob("*.engine")
+    told = capsys.readouterr().out
+    assert str(path) in told and "small for portable, products: 1 FLOAT" in told
+    assert path.with_suffix(".log").exists()
+    before = path.stat().st_mtime_ns
+    build_engines(exported, "tensorrt-rtx", keep_log=False)
+    assert path.stat().st_mtime_ns == before and not path.with_suffix(".log").exists()
+    with pytest.raises(EngineError, match="builds on the GPU that it builds for"):
+        monkeypatch.setitem(sys.modules, "tensorrt", sys.modules["tensorrt_rtx"])
+        build_engines(exported, "tensorrt", keep_log=False)
