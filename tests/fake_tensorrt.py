@@ -133,6 +133,8 @@ class FakeEngine:
 
     def create_execution_context(self, config: FakeConfig) -> FakeContext:
         assert config.strategy == "user", "contexts must not allocate for themselves"
+        kernels = config.dynamic_shapes_kernel_specialization_strategy
+        assert kernels == "eager" and config.cache, "kernels must be the final ones, and kept"
         self.contexts += 1
         self.trt.contexts.append(FakeContext(self))
         return self.trt.contexts[-1]

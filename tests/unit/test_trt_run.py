@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 
@@ -118,6 +119,36 @@ def test_work_goes_to_the_current_stream(engine_of, library, monkeypatch):
     engine_of()(rows(2, 4))
     assert names(library, "execute") == [("execute", 77)]
     assert names(library, "profile") == [("profile", 1, 77)]
+
+
+def test_a_call_from_the_default_stream_runs_beside_it_in_its_order(engine_of, library, monkeypatch):  # fmt: skip
+    class Stream:
+        def __init__(self, name):
+            self.name, self.cuda_stream = name, 0
+
+        def wait_stream(self, other):
+            library.calls.append((f"{self.name} waits for {other.name}",))
+
+    @contextlib.contextmanager
+    def inside(stream):
+        library.calls.append((f"on {stream.name}",))
+        yield
+        library.calls.append(("off",))
+
+    engine = engine_of()
+    engine(rows(2, 4))
+    engine.beside = Stream("beside")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("default"))
+    monkeypatch.setattr(torch.cuda, "stream", inside)
+    library.calls.clear()
+    engine(rows(2, 4))
+    order = [call[0] for call in library.calls if call[0] != "address"]
+    waits = ["beside waits for default", "default waits for beside"]
+    assert order == [waits[0], "on beside", "execute", "off", waits[1]]
+    library.calls.clear()
+    monkeypatch.setattr(trt_run, "stream_of", lambda device: 5)
+    engine(rows(2, 4))
+    assert [call[0] for call in library.calls if call[0] != "address"] == ["execute"]
 
 
 def test_a_graph_runner_replays_at_addresses_of_its_own(engine_of, library):
