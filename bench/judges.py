@@ -16,7 +16,8 @@ from runtime.score import Place, Scorer
 from runtime.settings import Settings
 from runtime.types import Branch, ChunkRecord, Trajectory
 
-MODELS = ("image", "video", "decoder", "weights")  # reward settings that ask for other models
+# Reward settings that ask for other models.
+MODELS = ("image", "video", "decoder", "weights", "statistics")
 
 
 class Judge(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 from runtime.arguments import typed
 from runtime.bench.sweep import AXES
 from runtime.rewards import PUBLISHED
+from runtime.rewards.ensemble import members_of
 from runtime.settings import ATTENTIONS, GRAPHS, OPS, POLICIES, PRESETS, SCHEDULES, Settings, preset
 
 PRECISIONS: dict[str, dict[str, Any]] = {
@@ -126,7 +127,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
     if args.random_weights:
         changes["run.weights"] = "random"
         rewards = preset(args.preset).reward
-        if {rewards.image, rewards.video} & set(PUBLISHED):  # the others come with theirs
+        if {*members_of(rewards.image), *members_of(rewards.video)} & set(
+            PUBLISHED
+        ):  # the others come with theirs
             changes["reward.weights"] = "random"
     if precision := args.precision or DTYPES.get(args.dtype):
         changes |= PRECISIONS[precision]

@@ -50,6 +50,11 @@ FLAGS = {  # option -> the setting it changes, what its value is called, what it
         "N",
         "prompts that share every batch; 0: all that memory holds (default: 1)",
     ),
+    "reward_stride": (
+        "reward.stride",
+        "N",
+        "the image reward sees every N-th frame of a chunk, its last one among them (default: 1)",
+    ),
     "rope": ("memory.rope", "NAME", "absolute, or relative for videos beyond a minute"),
 }
 SWITCHES = {  # option that turns its setting off

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from runtime.exported import ENGINES, FILE, RANDOM, Exported, read_export, weights_sha256
 from runtime.graph import GraphRunner
-from runtime.rewards import PUBLISHED, REWARDS, load_reward
+from runtime.rewards import PUBLISHED, REWARDS, assemble, load_reward, published_folder
 from runtime.settings import RewardSettings
 from runtime.types import Compiled, RewardModel
 
@@ -69,11 +69,23 @@ class Place:
     verify: bool = True
 
 
-def load_backed(name: str, reward: RewardSettings, place: Place) -> tuple[RewardModel, Backing]:
-    """The reward called ``name`` on what ``reward.backend`` says, and what that is.
+def load_backed(
+    expression: str, reward: RewardSettings, place: Place
+) -> tuple[RewardModel, dict[str, Backing]]:
+    """The reward model of ``expression``, or the ensemble, on what ``reward.backend`` says, and what that is by name.
 
     ValueError or RuntimeError in one line, with what to do, for a backend that was named and cannot be had.
     """
+    backings: dict[str, Backing] = {}
+
+    def load(name: str) -> RewardModel:
+        model, backings[name] = _load(name, reward, place)
+        return model
+
+    return assemble(expression, reward.statistics, load), backings
+
+
+def _load(name: str, reward: RewardSettings, place: Place) -> tuple[RewardModel, Backing]:
     asked = reward.backend
     if asked in ON_GRAPHS:
         return _on_graphs(name, asked, reward, place)
@@ -231,7 +243,8 @@ def _on_graphs(
     except failure as error:
         backing.give_way(_first_line(error))
     else:
-        model.net = GivesWay(model.net, failure, lambda: by_torch().net, backing)
+        if failure:
+            model.net = GivesWay(model.net, failure, lambda: by_torch().net, backing)
         return model, backing
     return by_torch(), backing
 
@@ -293,9 +306,7 @@ def _opener(
 
 
 def reward_kind(name: str) -> Any:
-    """The class behind a name. ValueError for an unknown one, with a guess."""
-    if name not in REWARDS:
-        load_reward(name)
+    """The class behind a name that is known."""
     module, _, attribute = REWARDS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -306,9 +317,7 @@ def weights_path(name: str, weights: str) -> Path | None:
         return None
     if name not in PUBLISHED:
         return Path(weights) / name / WEIGHTS if weights else reward_kind(name).packaged
-    if not weights:
-        load_reward(name)  # says where weights could be
-    return Path(weights) / name
+    return published_folder(name, weights)
 
 
 def weights_hash(name: str, weights: str) -> str:
@@ -327,6 +336,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def describe(backings: Mapping[str, Backing]) -> dict[str, str]:
-    """Which reward runs on what, for people."""
-    return {name: str(backing) for name, backing in backings.items()}
+def describe(backings: Mapping[str, Backing]) -> str:
+    """Which model runs on what, for people."""
+    if len(backings) == 1:
+        return str(*backings.values())
+    return ", ".join(f"{name}: {backing}" for name, backing in backings.items())

@@ -145,8 +145,11 @@ def _manifest(folder: Path) -> dict[str, str]:
         return {}
     files = read_config(folder / "manifest.json").get("files")
     entries = files.items() if isinstance(files, dict) else ()
-    hashes = {name: entry.get("sha256") for name, entry in entries if isinstance(entry, dict)}
-    return {name: digest for name, digest in hashes.items() if _is_sha256(digest)}
+    return {
+        name: entry["sha256"]
+        for name, entry in entries
+        if isinstance(entry, dict) and _is_sha256(entry.get("sha256"))
+    }
 
 
 def _exported(folder: Path, table: Mapping[str, Any]) -> Exported:

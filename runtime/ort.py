@@ -70,12 +70,14 @@ class OrtGraph:
         """Device, number, type, shape and address, as a binding wants them."""
         import numpy
 
-        numpy_types = {torch.float32: numpy.float32, torch.float16: numpy.float16}
-        kind = numpy_types.get(tensor.dtype, numpy.int64)
-        if tensor.dtype == torch.bfloat16:
-            kind = BFLOAT16
+        kinds: dict[torch.dtype, Any] = {
+            torch.float32: numpy.float32,
+            torch.float16: numpy.float16,
+            torch.bfloat16: BFLOAT16,
+            torch.int64: numpy.int64,
+        }
         place = self.device.type, self.device.index or 0
-        return *place, kind, tuple(tensor.shape), tensor.data_ptr()
+        return *place, kinds[tensor.dtype], tuple(tensor.shape), tensor.data_ptr()
 
     def _options(self) -> Any:
         import onnxruntime

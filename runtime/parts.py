@@ -27,13 +27,12 @@ class Parts:
     noise: NoiseSource
     final: RewardModel | None = None  # rates whole videos at the end; None: the video reward
     scoring: Decoder | None = None  # of the frames that rewards see; None: the generator's
-    backings: Mapping[str, Backing] = field(
-        default_factory=dict
-    )  # what the rewards run on, by role
+    # What the rewards run on, by role and by the names of their models.
+    backings: Mapping[str, Mapping[str, Backing]] = field(default_factory=dict)
 
     @staticmethod
     def load(settings: Settings) -> Parts:
-        run, policy = settings.run, build_policy_of(settings)
+        run, reward, policy = settings.run, settings.reward, build_policy_of(settings)
         device, dtype = find_device(run.device), DTYPES[run.dtype]
         generator = load_generator(
             run.generator,
@@ -46,14 +45,14 @@ class Parts:
             run.decoder_tile,
         )
         scoring = None
-        if settings.reward.decoder == "tiny" and policy.judges:
+        if reward.decoder == "tiny" and policy.judges:
             scoring = load_scoring_decoder(run.generator, device, dtype, run.weights)
         noise = PhiloxNoise(device, dtype, run.ops)
         if not (policy.judges or policy.rates):
             return Parts(generator, None, None, noise, scoring=scoring)
         place = Place(device, dtype, run.verify)
-        image, its = load_backed(settings.reward.image, settings.reward, place)
-        video, theirs = load_backed(settings.reward.video, settings.reward, place)
+        image, its = load_backed(reward.image, reward, place)
+        video, theirs = load_backed(reward.video, reward, place)
         backings = {"image reward": its, "video reward": theirs}
         return Parts(generator, image, video, noise, scoring=scoring, backings=backings)
 

@@ -6,8 +6,10 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 CHUNK_FRAMES = 3  # latent frames: the atom of noise, memory, window and reward
@@ -49,12 +51,10 @@ class SearchSettings:
     seed: int = 42
     propagation: bool = True  # blend a chunk's noise with its parent's
     pruning: bool = True  # False: no selection, one history walks alone
-    horizon_chunks: int = (
-        40  # how far back a search may change its mind, and what the final reward sees
-    )
-    drafts: int = (
-        4  # policy "halving": candidates begun per history; ``expansions`` of them are finished
-    )
+    # how far back a search may change its mind, and what the final reward sees
+    horizon_chunks: int = 40
+    # policy "halving": candidates begun per history; ``expansions`` of them are finished
+    drafts: int = 4
     draft_passes: int = 2  # policy "halving": passes before the choice
 
     def __post_init__(self) -> None:
@@ -101,9 +101,8 @@ class MemorySettings:
     quality_threshold: float = 0.0
     transition_threshold: float = 0.2
     sinking: bool = True  # False: what leaves the window is dropped
-    rope: str = (
-        "absolute"  # "relative": sinks are re-based next to the window, for videos beyond a minute
-    )
+    # "relative": sinks are re-based next to the window, for videos beyond a minute
+    rope: str = "absolute"
     keep_last: bool = False  # write the last chunk's keys and values too, to go on from it later
 
     def __post_init__(self) -> None:
@@ -156,9 +155,8 @@ class RewardSettings:
     video: str = "sprites-video"
     window_chunks: int = 10
     tau: float = 0.4  # cap of the image reward's weight
-    stride: int = (
-        1  # the image reward sees every stride-th frame of a chunk, its last one among them
-    )
+    # the image reward sees every stride-th frame of a chunk, its last one among them
+    stride: int = 1
     decoder: str = "full"  # of the frames that rewards see; "tiny": fast and approximate
     weights: str = ""  # "": those of the package; "random": none, for timing; else a folder
     backend: str = "auto"  # what runs the networks; all but the torch ones read exported graphs
@@ -185,20 +183,17 @@ class RunSettings:
     batch_rows: int = 0  # candidates per forward; 0: all at once
     ops: str = "auto"  # implementation of the kernels: auto, native (C++), triton, torch
     attention: str = "auto"  # self attention; auto: triton on a GPU, sdpa on the CPU
-    graphs: str = (
-        "auto"  # captured denoising; auto: on a GPU; rehearsal: its plan and buffers, uncaptured
-    )
-    linears: str = (
-        "dense"  # the DiT's products; fp8: 8-bit weights and activations, scaled per row or tensor
-    )
+    # captured denoising; auto: on a GPU; rehearsal: its plan and buffers, uncaptured
+    graphs: str = "auto"
+    # the DiT's products; fp8: 8-bit weights and activations, scaled per row or tensor
+    linears: str = "dense"
     weights: str = ""  # "": those of the package; "random": none, for timing; else a folder
     verify: bool = True  # hash weight files against their folder's manifest before they are read
     prompts: int = 1  # that ride one batch; 0: as many as the free memory holds
     memory_share: float = 0.9  # of the device's free memory that may be planned for
     decoder_rows: int = 0  # candidates decoded at once; 0: as many as share a forward
-    decoder_tile: int = (
-        0  # side of a tile that is decoded at once, in latent positions; 0: whole frames
-    )
+    # side of a tile that is decoded at once, in latent positions; 0: whole frames
+    decoder_tile: int = 0
     offload_text: bool = False  # the text encoder waits in host memory between prompts
     overlap: bool = True  # rewards on streams of their own, on a GPU
     speculate: bool = False  # begin the likely next chunk before the rewards have arrived
@@ -312,9 +307,8 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"{name}: no such setting" + (f"; did you mean {guess[0]}?" if guess else "")
 
 
-_FULL_SIZE: dict[
-    str, Any
-] = {  # 832 x 480 on one GPU; search, noise and memory are the released ones
+# 832 x 480 on one GPU; search, noise and memory are the released ones
+_FULL_SIZE: dict[str, Any] = {
     "run.device": "cuda",
     "run.dtype": "bfloat16",
     "reward.image": "hpsv3",
@@ -344,3 +338,8 @@ def preset(name: str) -> Settings:
     """The settings of a preset by name; ValueError lists the known ones."""
     _one_of("preset", name, tuple(PRESETS))
     return Settings().with_changes(PRESETS[name])
+
+
+def weights_home() -> Path:
+    """Where weights are kept if nobody says: ``$STREAM_T1_WEIGHTS``, else ``~/.cache/stream-t1-runtime``."""
+    return Path(os.environ.get("STREAM_T1_WEIGHTS") or "~/.cache/stream-t1-runtime").expanduser()

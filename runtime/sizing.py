@@ -28,6 +28,8 @@ from runtime.generators.linears import weight_bytes
 from runtime.memory import pool_blocks
 from runtime.parts import DTYPES
 from runtime.plan import chunks_for
+from runtime.rewards import PUBLISHED
+from runtime.rewards.ensemble import members_of
 from runtime.search import build_policy
 from runtime.settings import CHUNK_FRAMES, MAX_CANDIDATES, MAX_PROMPTS, RunSettings, Settings
 from runtime.types import Trajectory
@@ -35,8 +37,6 @@ from runtime.weights import read_shapes
 
 GIB = 1 << 30
 PHASES = ("always", "text", "denoise", "decode", "reward")
-# Weights of the published rewards, in two bytes each, and the activations of one forward of their own batch size.
-PUBLISHED = {"hpsv3": (7_748_610_610, 2 * GIB), "videoalign": (2_208_563_200, GIB)}
 TINY_DECODER = 11_300_000  # weights of a decoder of TAEHV's form, about
 STEPS_OF_ADVICE: tuple[tuple[str, Callable[[Settings], Any]], ...] = (
     ("run.offload_text", lambda s: True),
@@ -256,8 +256,12 @@ def _weights(sizes: Sizes) -> list[MemoryItem]:
     return items
 
 
-def reward_bytes(name: str) -> int:
-    """Bytes of a reward model's weights; 0 for one that has none or is unknown here."""
+def reward_bytes(expression: str) -> int:
+    """Bytes of the weights of a reward or of an ensemble's members; 0 for one that has none or is unknown here."""
+    return sum(_member_bytes(name) for name in members_of(expression))
+
+
+def _member_bytes(name: str) -> int:
     if name in PUBLISHED:
         return 2 * PUBLISHED[name][0]
     folder, _, leaf = name.partition("-")
@@ -330,7 +334,7 @@ def _work(sizes: Sizes) -> list[MemoryItem]:
     if not sizes.policy.judges:
         return items
     window = min(settings.reward.window_chunks, sizes.chunks) * sizes.frames_bytes
-    names = {settings.reward.image, settings.reward.video}
+    names = {*members_of(settings.reward.image), *members_of(settings.reward.video)}
     busy = sum(PUBLISHED[name][1] for name in names & PUBLISHED.keys())
     return [
         *items,

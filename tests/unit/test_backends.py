@@ -39,9 +39,10 @@ def weights(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["sprites-image", "sprites-video", "stub"])
 def test_auto_is_torch_on_the_cpu_and_says_so(name):
-    reward, backing = load_backed(name, RewardSettings(), CPU)
+    reward, backings = load_backed(name, RewardSettings(), CPU)
+    backing = backings[name]
     assert backing.name == "torch" and backing.fallbacks == 0
-    assert describe({"image reward": backing})["image reward"].startswith("torch (auto: ")
+    assert describe(backings).startswith("torch (auto: ")
     assert torch.equal(reward.score(clip()), load_reward(name).score(clip()))
 
 
@@ -90,6 +91,13 @@ def test_what_cannot_be_had_by_name_says_what_to_do(name, changes, sentence):
     with pytest.raises((ValueError, RuntimeError)) as caught:
         load_backed(name, RewardSettings(**changes), CPU)
     assert sentence in str(caught.value)
+
+
+def test_the_members_of_an_ensemble_have_a_backing_each():
+    reward, backings = load_backed("sprites-image*0.5+sprites-video", RewardSettings(), CPU)
+    assert reward.score(clip()).shape == (2,)
+    assert list(backings) == ["sprites-image", "sprites-video"]
+    assert describe(backings).startswith("sprites-image: torch (auto: ")
 
 
 def test_graphs_of_other_weights_are_refused_with_both_hashes(tmp_path):
@@ -154,8 +162,8 @@ def test_what_is_no_engine_s_fault_is_not_hidden_by_torch():
 def test_auto_records_on_a_gpu_and_scores_as_torch_does(name, weights):
     folder = "" if name.startswith("sprites") else str(weights)
     place = Place(torch.device("cuda"))
-    reward, backing = load_backed(name, RewardSettings(weights=folder), place)
-    assert backing.name == "captured"
+    reward, backings = load_backed(name, RewardSettings(weights=folder), place)
+    assert backings[name].name == "captured"
     plain = load_reward(name, "cuda", folder)
     for some in (clip(), clip(3, 8), clip()):
         some = replace(some, frames=some.frames.cuda())

@@ -1,0 +1,347 @@
+"""Tensors in safetensors files: read one at a time out of mapped memory, and written whole into a folder or not at all.
+
+    net.safetensors    or net-00001-of-00002.safetensors, ...    or what net.safetensors.index.json lists
+
+A file's header is checked before a byte of data is touched; tensors are views of the mapped file, so a large file costs
+memory only where it is copied to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from runtime import manifest
+from runtime.manifest import inside, quote
+from runtime.manifest import verify as verify
+
+SHARD_BYTES = 2 << 30
+MAX_HEADER_BYTES = 32 << 20
+MAX_SHARDS = 1000
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a tensor lies."""
+
+    file: int
+    dtype: str  # as the header calls it
+    shape: tuple[int, ...]
+    begin: int  # bytes from the beginning of the file
+    end: int
+
+
+class Stored(Mapping[str, Tensor]):
+    """The tensors of a safetensors file or of all its shards; each is a view of the mapped file, made when asked for.
+
+    ``path`` is the file, the index beside its shards, or the name that the one file would have. Headers are read and
+    checked at once: ValueError names a file that is missing, cut short or none. The views are private: writing into one
+    never reaches the disk. The files must not be cut short while views of them are in use.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = find_shards(path)
+        self.entries: dict[str, Entry] = {}
+        for number, file in enumerate(self.files):
+            for name, entry in _read_header(file, number).items():
+                if name in self.entries:
+                    other = self.files[self.entries[name].file].name
+                    raise ValueError(
+                        f"{file}: {name[:80]} is in {other} too; convert or fetch again"
+                    )
+                self.entries[name] = entry
+        self._maps: dict[int, mmap.mmap] = {}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """As the headers call them."""
+        return {name: entry.dtype for name, entry in self.entries.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self.entries[name]
+        if entry.dtype not in DTYPES:
+            raise ValueError(f"{self.files[entry.file]}: {name}: cannot read dtype {entry.dtype}")
+        dtype, count = DTYPES[entry.dtype], math.prod(entry.shape)
+        if not count:
+            return torch.empty(entry.shape, dtype=dtype)
+        flat = torch.frombuffer(self._map(entry.file), dtype=dtype, count=count, offset=entry.begin)
+        return flat.view(entry.shape)
+
+    def release(self, name: str) -> None:
+        """Give back the memory that reading ``name`` took; it is read from the file again if it is used again.
+
+        Only for a tensor that nobody wrote into: what was written is forgotten.
+        """
+        entry = self.entries[name]
+        first = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = entry.end // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            self._map(entry.file).madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def _map(self, number: int) -> mmap.mmap:
+        if number not in self._maps:
+            with self.files[number].open("rb") as file:
+                self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._maps[number]
+
+
+def find_shards(path: Path) -> list[Path]:
+    """The files that hold the tensors of ``path``, see ``Stored``. ValueError names what is missing."""
+    index = path if path.suffix == ".json" else path.with_name(f"{path.name}.index.json")
+    if path != index and path.exists():
+        return [path]
+    if index.is_file():
+        return _indexed(index)
+    matches = [_NUMBERED.fullmatch(file.name) for file in path.parent.glob("*-of-*.safetensors")]
+    mine = sorted(match[0] for match in matches if match and match["stem"] == path.stem)
+    if not mine:
+        raise ValueError(f"{path}: no such file")
+    count = int(mine[0].rpartition("-of-")[2].partition(".")[0])
+    wanted = [
+        shard_name(path.stem, number, count) for number in range(1, min(count, MAX_SHARDS) + 1)
+    ]
+    if missing := [name for name in wanted if name not in mine]:
+        raise ValueError(f"{path.parent}: missing {quote(missing)}; copy or fetch it again")
+    if extra := [name for name in mine if name not in wanted]:
+        raise ValueError(
+            f"{path.parent}: want {count} shards of {path.stem}, got also {quote(extra)}"
+        )
+    return [inside(path.parent, name, path) for name in wanted]
+
+
+def shard_name(stem: str, number: int, count: int) -> str:
+    return (
+        f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.safetensors"
+    )
+
+
+def _indexed(index: Path) -> list[Path]:
+    if index.stat().st_size > MAX_HEADER_BYTES:
+        raise ValueError(f"{index}: want at most {MAX_HEADER_BYTES} bytes of JSON")
+    try:
+        table = json.loads(index.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{index}: not a JSON file ({error})") from None
+    places = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index}: want file names under the key 'weight_map'")
+    names = list(dict.fromkeys(places.values()))
+    if len(names) > MAX_SHARDS:
+        raise ValueError(f"{index}: want at most {MAX_SHARDS} files, got {len(names)}")
+    files = [inside(index.parent, name, index) for name in names]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ValueError(f"{index}: lists files that are not there: {quote(missing)}")
+    return files
+
+
+def _read_header(path: Path, number: int) -> dict[str, Entry]:
+    """What the header of a file says, once the library that owns the format has found the file whole."""
+    try:
+        with safe_open(path, framework="pt") as checked, path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER_BYTES:
+                raise ValueError(f"{path}: want a header of at most {MAX_HEADER_BYTES} bytes")
+            table = json.loads(file.read(length))
+            names = set(checked.keys())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: not a whole safetensors file ({error}); fetch or copy it again"
+        ) from None
+    table.pop("__metadata__", None)
+    size, start = path.stat().st_size, 8 + length
+    entries = {}
+    for name, said in table.items():
+        begin, end = (start + offset for offset in said["data_offsets"])
+        entry = Entry(number, said["dtype"], tuple(said["shape"]), begin, end)
+        wide = DTYPES[entry.dtype].itemsize * math.prod(entry.shape) if entry.dtype in DTYPES else 0
+        if not start <= begin <= end <= size or (wide and wide != end - begin):
+            raise ValueError(
+                f"{path}: {name[:80]}: does not lie in the file; fetch or copy it again"
+            )
+        entries[name] = entry
+    if entries.keys() != names:
+        raise ValueError(f"{path}: its header has a name twice; fetch or copy it again")
+    return entries
+
+
+class FolderWriter:
+    """Writes a folder of weights beside its place, as ``NAME.part``, and moves it there when the block ends well.
+
+    With every file goes a manifest of bytes and hashes. However else the block ends, nothing is left. ``dtype`` is what
+    floating-point weights are stored in, None: as they come. ``progress`` is told how many bytes were written.
+
+    Raises ValueError when the folder exists and holds something; OSError when the disk does not take it.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        dtype: torch.dtype | None = None,
+        progress: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        self.target, self.dtype, self.progress = target, dtype, progress
+        self.part = target.with_name(f"{target.name}.part")
+        self._facts: dict[str, str] = {}
+
+    def __enter__(self) -> FolderWriter:
+        if self.target.exists() and not (self.target.is_dir() and not any(self.target.iterdir())):
+            raise ValueError(f"{self.target}: exists and is not an empty folder; name another one")
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.part.mkdir()
+        except FileExistsError:
+            raise ValueError(
+                f"{self.part}: exists: something writes it, or was killed while it did; then remove it"
+            ) from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                manifest.write(self.part, self._facts)
+                self.part.replace(self.target)
+                manifest.sync(self.target.parent)
+        finally:
+            shutil.rmtree(self.part, ignore_errors=True)
+
+    def reserve(self, count: int) -> None:
+        """Raises OSError unless the disk has room for ``count`` more bytes."""
+        free = shutil.disk_usage(self.part).free
+        if free < count:
+            need, have = (f"{value / 2**30:.2f} GiB" for value in (count, free))
+            raise OSError(f"{self.target}: wants {need} of disk, {have} are free")
+
+    def weights(
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Write ``name.safetensors``, or its shards where it is longer than ``SHARD_BYTES``.
+
+        Tensors are taken one after the other and kept until their shard is full. ValueError for a name that comes
+        twice, a number that is not finite or a dtype that the format does not have.
+        """
+        shards: list[Path] = []
+        waiting: dict[str, Tensor] = {}
+        seen: set[str] = set()
+        filled = 0
+        for key, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
+            if key in seen or tensor.dtype not in _NAMES:
+                reason = "comes twice" if key in seen else f"cannot be stored as {tensor.dtype}"
+                raise ValueError(f"{name}: {key}: {reason}")
+            seen.add(key)
+            size = tensor.numel() * self._stored_dtype(tensor, dtype).itemsize
+            if waiting and filled + size > SHARD_BYTES:
+                shards.append(self._write_shard(name, len(shards), waiting, dtype))
+                waiting, filled = {}, 0
+            waiting[key] = tensor
+            filled += size
+        shards.append(self._write_shard(name, len(shards), waiting, dtype))
+        for number, path in enumerate(shards, 1):
+            path.rename(path.with_name(shard_name(name, number, len(shards))))
+
+    def json(self, name: str, table: Any) -> None:
+        """Write ``table`` as ``name``.json, or as ``name`` if that ends so already."""
+        file = name if name.endswith(".json") else f"{name}.json"
+        self.text(file, json.dumps(table, indent=1, ensure_ascii=False))
+
+    def text(self, name: str, text: str) -> None:
+        self._place(name).write_text(text, encoding="utf-8")
+
+    def copy(self, name: str, path: Path) -> None:
+        """Copy a file into the folder as ``name``."""
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file")
+        self.progress(shutil.copyfile(path, self._place(name)).stat().st_size)
+
+    def facts(self, **strings: str) -> None:
+        """What the manifest shall say beside the hashes: source, licence, revision."""
+        self._facts |= strings
+
+    def _place(self, name: str) -> Path:
+        path = inside(self.part, name, self.target)
+        if path.exists() or name == manifest.MANIFEST:
+            raise ValueError(f"{self.target}: {name} is there already")
+        return path
+
+    def _stored_dtype(self, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+        wanted = dtype or self.dtype
+        return wanted if wanted and tensor.is_floating_point() else tensor.dtype
+
+    def _write_shard(
+        self, name: str, number: int, tensors: Mapping[str, Tensor], dtype: torch.dtype | None
+    ) -> Path:
+        """One safetensors file: the length of a header, the header, the tensors one after the other."""
+        table: dict[str, Any] = {}
+        # Wide numbers first, so that each lies at a multiple of its size.
+        order = sorted(tensors, key=lambda key: -self._stored_dtype(tensors[key], dtype).itemsize)
+        end = 0
+        for key in order:
+            kind = self._stored_dtype(tensors[key], dtype)
+            begin, end = end, end + tensors[key].numel() * kind.itemsize
+            table[key] = {
+                "dtype": _NAMES[kind],
+                "shape": list(tensors[key].shape),
+                "data_offsets": [begin, end],
+            }
+        header = json.dumps(table, ensure_ascii=False).encode()
+        header += b" " * (-len(header) % 8)
+        self.reserve(end + len(header))
+        path = self._place(f"{name}.{number}.unfinished")
+        with path.open("xb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for key in order:
+                value = tensors[key].detach().to("cpu", self._stored_dtype(tensors[key], dtype))
+                if value.is_floating_point() and not torch.isfinite(value).all():
+                    raise ValueError(f"{name}: {key} is not finite")
+                raw = value.contiguous().reshape(-1).view(torch.uint8).numpy()
+                file.write(memoryview(raw))
+                self.progress(len(raw))
+        return path
