@@ -2,7 +2,7 @@
 # What a GPU owner runs: build, the tests that need a GPU, the whole line, every kernel, one summary. Under ten minutes.
 #
 #   bash bench/gpu.sh                    everything; results in bench/results/<name of the GPU>/
-#   bash bench/gpu.sh build line         these groups only: build tests line single realtime kernels fp8 sprites vae tune
+#   bash bench/gpu.sh build line         these groups only: build tests line single realtime kernels fp8 sprites vae rewards tune
 #   OUT=dir bash bench/gpu.sh            at most six files in dir: summary.md, report.html, line.json, log.txt,
 #                                        steps.tsv and results.tar.gz with everything
 #   LIMIT=540                            seconds in all; what would not fit any more is skipped, and said to be
@@ -15,14 +15,14 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-540} REHEARSE=${REHEARSE:-} TUNE=${TUNE:-}
-GROUPS_ASKED=${*:-build tests line single realtime kernels fp8 sprites vae tune}
+GROUPS_ASKED=${*:-build tests line single realtime kernels fp8 sprites vae rewards tune}
 KERNELS="window_attention slerp_noise ema_merge qk_norm_rope_store adaln frame_pack reward_patches fp8_quantize"
 SUMMARY_SECONDS=15 # kept free at the end
 failed=() skipped=()
 
 for group in $GROUPS_ASKED; do
-  case $group in build | tests | line | single | realtime | kernels | fp8 | sprites | vae | tune) ;;
-  *) echo "error: no group '$group'; known: build tests line single realtime kernels fp8 sprites vae tune" >&2; exit 2 ;;
+  case $group in build | tests | line | single | realtime | kernels | fp8 | sprites | vae | rewards | tune) ;;
+  *) echo "error: no group '$group'; known: build tests line single realtime kernels fp8 sprites vae rewards tune" >&2; exit 2 ;;
   esac
 done
 
@@ -154,6 +154,11 @@ if asked sprites; then
   line sprites-wide 10 40 "${small[@]}" "${one[@]}" --expansions 4 --against none
 fi
 asked vae && step "vae" 15 90 "$PYTHON" -m runtime.bench.vae --skip-tests "${rows[@]}" --json "$ROWS/vae.json"
+if asked rewards; then
+  # The first asks every installed library whether it runs on this GPU; its log holds the answers in words.
+  step "engines" 10 90 "$PYTHON" -m runtime.bench.engines --json "$ROWS/engines.json"
+  step "reward graphs" 30 150 "$PYTHON" -m runtime.bench.reward_graphs --skip-tests "${rows[@]}" --json "$ROWS/reward-graphs.json"
+fi
 if asked tune && [ -n "$TUNE" ]; then
   for op in $KERNELS; do
     step "tune: $op" 30 120 "$PYTHON" -m runtime.bench.tune "$op" --out "$ROWS/tuned-$op.json"
