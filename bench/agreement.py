@@ -25,8 +25,9 @@ from runtime.bench.judges import Judge, Rewards
 from runtime.bench.sprites.accept import wilson
 from runtime.engine import Engine
 from runtime.parts import Parts
+from runtime.presets import PRESETS, preset
 from runtime.score import Place
-from runtime.settings import PRESETS, Settings, preset
+from runtime.settings import Settings
 from runtime.types import ChunkRecord
 
 SEED_STEP = 1_000_000  # more than the seeds of one video lie apart

@@ -30,9 +30,10 @@ from runtime.bench.environment import commit, cpu_name, version, weights_of
 from runtime.engine import Engine
 from runtime.output import OutputFile
 from runtime.parts import DTYPES, Parts
+from runtime.presets import PRESETS, preset
 from runtime.rewards import load_reward
 from runtime.rewards.ensemble import ABOUT, LEAST_SAMPLES, members_of
-from runtime.settings import PRESETS, Settings, preset
+from runtime.settings import Settings
 from runtime.types import Clip, RewardModel
 
 

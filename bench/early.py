@@ -29,9 +29,10 @@ from runtime.bench.run import PROMPTS
 from runtime.bench.sprites.accept import wilson
 from runtime.engine import Engine
 from runtime.plan import plan_chunk
+from runtime.presets import PRESETS, preset
 from runtime.score import Place
 from runtime.search import Halving
-from runtime.settings import PRESETS, Settings, preset
+from runtime.settings import Settings
 from runtime.types import ChunkRecord
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from runtime.arguments import typed
 from runtime.bench.sweep import AXES
+from runtime.presets import PRESETS, preset
 from runtime.rewards import PUBLISHED
 from runtime.rewards.ensemble import members_of
-from runtime.settings import ATTENTIONS, GRAPHS, OPS, POLICIES, PRESETS, SCHEDULES, Settings, preset
+from runtime.settings import ATTENTIONS, GRAPHS, OPS, POLICIES, SCHEDULES, Settings
 
 PRECISIONS: dict[str, dict[str, Any]] = {
     "fp32": {"run.dtype": "float32", "run.linears": "dense"},

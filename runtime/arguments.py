@@ -12,14 +12,8 @@ from typing import Any, NoReturn
 
 import runtime
 from runtime.output import OutputFile
-from runtime.settings import (
-    MAX_PROMPTS,
-    PRESETS,
-    PROMPT_CHARACTERS,
-    Settings,
-    preset,
-    setting_names,
-)
+from runtime.presets import PRESETS, preset
+from runtime.settings import MAX_PROMPTS, PROMPT_CHARACTERS, Settings, setting_names
 
 PROMPTS_FILE_BYTES = 4 * 2**20
 MAX_SCALE = 16

@@ -1,4 +1,4 @@
-"""Frozen settings, their presets and every check that spans two of them. The only place that reads the environment."""
+"""Frozen settings and every check that spans two of them. The only place that reads the environment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ BACKENDS = ("auto", "torch", "compiled", "captured", "onnxruntime", "tensorrt", 
 EMA_STORAGES = ("auto", "fp32_shadow", "stochastic", "released")  # see kernels/ema_merge.py
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """ValueError with a guess unless ``value`` is one of ``known``."""
     if value not in known:
         guess = difflib.get_close_matches(str(value), known, n=1)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
@@ -58,7 +59,7 @@ class SearchSettings:
     draft_passes: int = 2  # policy "halving": passes before the choice
 
     def __post_init__(self) -> None:
-        _one_of("search.policy", self.policy, POLICIES)
+        one_of("search.policy", self.policy, POLICIES)
         _at_least("search.histories", self.histories, 1)
         _at_least("search.expansions", self.expansions, 1)
         _at_least("search.horizon_chunks", self.horizon_chunks, 1)
@@ -84,7 +85,7 @@ class NoiseSettings:
     mode: str = "blend"  # "blend": the paper's formula; "slerp": true angle, keeps the norm of correlated noise
 
     def __post_init__(self) -> None:
-        _one_of("noise.mode", self.mode, ("blend", "slerp"))
+        one_of("noise.mode", self.mode, ("blend", "slerp"))
         if not -1.0 <= self.beta <= 1.0:
             raise ValueError(f"noise.beta: want a value in [-1, 1], got {self.beta}")
 
@@ -129,9 +130,9 @@ class MemorySettings:
                 raise ValueError(f"memory.{name}: want a number, got nan")
         if not 0.0 <= self.ema_alpha <= 1.0:
             raise ValueError(f"memory.ema_alpha: want a value in [0, 1], got {self.ema_alpha}")
-        _one_of("memory.ema_storage", self.ema_storage, EMA_STORAGES)
-        _one_of("memory.rope", self.rope, ("absolute", "relative"))
-        _one_of("memory.recache", self.recache, ("all", "window", "none"))
+        one_of("memory.ema_storage", self.ema_storage, EMA_STORAGES)
+        one_of("memory.rope", self.rope, ("absolute", "relative"))
+        one_of("memory.recache", self.recache, ("all", "window", "none"))
 
     @property
     def sink_chunks(self) -> int:
@@ -167,10 +168,10 @@ class RewardSettings:
     statistics: str = ""  # of each model in an ensemble: a JSON file of means and deviations
 
     def __post_init__(self) -> None:
-        _one_of("reward.backend", self.backend, BACKENDS)
+        one_of("reward.backend", self.backend, BACKENDS)
         _at_least("reward.window_chunks", self.window_chunks, 1)
         _at_least("reward.stride", self.stride, 1)
-        _one_of("reward.decoder", self.decoder, SCORING_DECODERS)
+        one_of("reward.decoder", self.decoder, SCORING_DECODERS)
         if not 0.0 <= self.tau <= 1.0:
             raise ValueError(f"reward.tau: want a value in [0, 1], got {self.tau}")
 
@@ -202,12 +203,12 @@ class RunSettings:
     speculate: bool = False  # begin the likely next chunk before the rewards have arrived
 
     def __post_init__(self) -> None:
-        _one_of("run.schedule", self.schedule, SCHEDULES)
-        _one_of("run.dtype", self.dtype, ("float64", "float32", "bfloat16"))
-        _one_of("run.ops", self.ops, OPS)
-        _one_of("run.attention", self.attention, ATTENTIONS)
-        _one_of("run.graphs", self.graphs, GRAPHS)
-        _one_of("run.linears", self.linears, LINEARS)
+        one_of("run.schedule", self.schedule, SCHEDULES)
+        one_of("run.dtype", self.dtype, ("float64", "float32", "bfloat16"))
+        one_of("run.ops", self.ops, OPS)
+        one_of("run.attention", self.attention, ATTENTIONS)
+        one_of("run.graphs", self.graphs, GRAPHS)
+        one_of("run.linears", self.linears, LINEARS)
         for name in ("batch_rows", "prompts", "decoder_rows", "decoder_tile"):
             _at_least(f"run.{name}", getattr(self, name), 0)
         if not 0.0 < self.memory_share <= 1.0:
@@ -227,7 +228,7 @@ class Settings:
     run: RunSettings = field(default_factory=RunSettings)
 
     def __post_init__(self) -> None:
-        _one_of("fidelity", self.fidelity, FIDELITIES)
+        one_of("fidelity", self.fidelity, FIDELITIES)
         if not 0 < self.seconds <= LONGEST_SECONDS or math.isnan(self.seconds):
             raise ValueError(
                 f"seconds: want a length in (0, {LONGEST_SECONDS:.0f}], got {self.seconds}"
@@ -308,43 +309,6 @@ def _unknown(name: str, known: list[str]) -> str:
     if not guess and leaf:
         guess = [k for k in known if k.rpartition(".")[2] == leaf[0]]
     return f"{name}: no such setting" + (f"; did you mean {guess[0]}?" if guess else "")
-
-
-# 832 x 480 on one GPU; search, noise and memory are the released ones
-_FULL_SIZE: dict[str, Any] = {
-    "run.device": "cuda",
-    "run.dtype": "bfloat16",
-    "reward.image": "hpsv3",
-    "reward.video": "videoalign",
-    "run.offload_text": True,  # 11 GB that only the prompt needs
-    "run.decoder_rows": 1,  # a picture of this size fills the GPU by itself
-}
-# Seven chunks and no more sinks: all of the five seconds these were trained on. What leaves them is dropped; the first
-# chunk stays, which only a longer video can tell from a window that rolls over everything.
-_ALL_FRAMES = {"memory.window_frames": 21, "memory.max_sink_frames": 3, "memory.sinking": False}
-# A preset is a set of changes to the defaults, and what its generator was trained for.
-PRESETS: dict[str, dict[str, Any]] = {
-    "sprites": {},
-    "sprites-256": {"run.generator": "sprites-256"},  # random weights, for timing
-    "wan-1.3b": _FULL_SIZE | {"run.generator": "wan-1.3b"},
-    "longlive": _FULL_SIZE | {"run.generator": "longlive"},
-    "self-forcing": _FULL_SIZE | _ALL_FRAMES | {"run.generator": "self-forcing"},
-    "causvid": _FULL_SIZE | _ALL_FRAMES | {"run.generator": "causvid"},
-    # time for precision: 8-bit products, a small decoder and fewer frames for the rewards
-    "realtime": _FULL_SIZE
-    | {
-        "run.generator": "wan-1.3b",
-        "run.linears": "fp8-row",
-        "reward.decoder": "tiny",
-        "reward.stride": 4,
-    },
-}
-
-
-def preset(name: str) -> Settings:
-    """The settings of a preset by name; ValueError lists the known ones."""
-    _one_of("preset", name, tuple(PRESETS))
-    return Settings().with_changes(PRESETS[name])
 
 
 def weights_home() -> Path:

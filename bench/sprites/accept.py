@@ -20,7 +20,7 @@ from runtime.bench.environment import environment
 from runtime.bench.sprites.checker import Verdict, check_clip
 from runtime.bench.sprites.world import Caption, held_out_captions
 from runtime.engine import Engine
-from runtime.settings import preset
+from runtime.presets import preset
 
 ATTRIBUTES = ("shape", "colour", "motion", "background", "speed")
 MEASURES = ("subject_consistency", "background_consistency", "smoothness", "presence", "imaging")

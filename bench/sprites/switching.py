@@ -19,8 +19,8 @@ from runtime.bench.sprites.accept import ATTRIBUTES, wilson
 from runtime.bench.sprites.checker import Verdict, check_clip
 from runtime.bench.sprites.world import Caption, held_out_captions
 from runtime.engine import Engine
+from runtime.presets import preset
 from runtime.scenes import Prompts
-from runtime.settings import preset
 
 WAYS = ("all", "window", "none", "fresh")
 SWITCH = 6  # chunk: the window has been full for a while

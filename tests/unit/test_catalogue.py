@@ -8,9 +8,9 @@ from runtime.catalogue import CATALOGUE, HubFile, Part, Row, find_row
 from runtime.generators import published
 from runtime.generators.published import CONVERSIONS as GENERATORS
 from runtime.hub import is_hex
+from runtime.presets import PRESETS
 from runtime.rewards.published import CONVERSIONS as REWARDS
 from runtime.rewards.published import HPSV3_FILES, Papers, find_checkpoint
-from runtime.settings import PRESETS
 
 PARTS = {(part.repo, part.revision) for row in CATALOGUE.values() for part in row.parts}
 

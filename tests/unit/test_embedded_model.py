@@ -11,7 +11,7 @@ import runtime
 from runtime.bench.sprites.accept import accept
 from runtime.bench.sprites.world import all_captions, held_out_captions, training_captions
 from runtime.engine import Engine
-from runtime.settings import preset
+from runtime.presets import preset
 
 PACKAGE = Path(runtime.__file__).parent
 BUDGET_BYTES = 24_000_000

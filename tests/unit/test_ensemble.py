@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from runtime.engine import Engine
+from runtime.presets import preset
 from runtime.rewards import PUBLISHED, REFUSED, REWARDS, load_reward
 from runtime.rewards.ensemble import (
     MAX_MEMBERS,
@@ -21,7 +22,7 @@ from runtime.rewards.ensemble import (
     parse,
     read_statistics,
 )
-from runtime.settings import Settings, preset
+from runtime.settings import Settings
 from runtime.sizing import plan_memory, reward_bytes
 from runtime.types import Clip
 from tests.tiny import generator_of

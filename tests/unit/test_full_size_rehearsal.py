@@ -12,7 +12,7 @@ import runtime.kernels
 from runtime.engine import Engine
 from runtime.kernels import triton_lang
 from runtime.kernels.frame_pack import rgb24, yuv420
-from runtime.settings import preset
+from runtime.presets import preset
 from runtime.types import Route
 from tests.pretended_gpu import PretendedGPU
 from tests.shallow import make_shallow

@@ -9,7 +9,8 @@ from runtime.generators import find_folder
 from runtime.generators.folder import read_blueprint
 from runtime.generators.published import CHECKPOINTS
 from runtime.generators.schedule import Schedule
-from runtime.settings import PRESETS, Settings, preset
+from runtime.presets import PRESETS, preset
+from runtime.settings import Settings
 
 FULL_SIZE = ["wan-1.3b", "longlive", "realtime"]
 

@@ -6,15 +6,14 @@ import math
 
 import pytest
 
+from runtime.presets import PRESETS, preset
 from runtime.settings import (
-    PRESETS,
     MemorySettings,
     NoiseSettings,
     RewardSettings,
     RunSettings,
     SearchSettings,
     Settings,
-    preset,
     setting_names,
 )
 

@@ -8,8 +8,8 @@ import torch
 from runtime.engine import Engine
 from runtime.generators import load_generator
 from runtime.generators.footprint import LiveBytes
+from runtime.presets import preset
 from runtime.rewards import REWARDS
-from runtime.settings import preset
 from runtime.sizing import GIB, PHASES, free_memory, plan_memory, prompts_that_fit, reward_bytes
 
 FULL = preset("wan-1.3b")
