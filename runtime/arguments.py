@@ -27,6 +27,11 @@ SUFFIXES = ("", ".mp4", ".m4v")
 DASH = "a prompt that begins with '-' goes last, after '--'"
 
 FLAGS = {  # option -> the setting it changes, what its value is called, what it means
+    "generator": (
+        "run.generator",
+        "NAME",
+        "sprites, longlive, self-forcing, causvid, wan-1.3b or a converted folder; a preset's name is also its preset",
+    ),
     "seconds": ("seconds", "S", "length of the video (default: 5)"),
     "policy": (
         "search.policy",
@@ -92,7 +97,7 @@ def build_parser() -> Parser:
     for option, name in SWITCHES.items():
         add(f"--{option.replace('_', '-')}", action="store_true", help=f"turn {name} off")
     known = ", ".join(PRESETS)
-    add("--preset", default="sprites", metavar="NAME", help=f"{known} (default: %(default)s)")
+    add("--preset", metavar="NAME", help=f"{known} (default: the generator's, else sprites)")
     text = "any setting of runtime/settings.py, as in search.horizon_chunks=20; wins over flags"
     add("--set", action="append", default=[], metavar="NAME=VALUE", help=text)
     add("--trace", metavar="JSON", help="write every candidate, its scores and its picture")
@@ -133,7 +138,8 @@ def build_settings(options: argparse.Namespace) -> Settings:
         if not equals:
             raise ValueError(f"--set: want NAME=VALUE, got {pair!r}")
         changes[name.strip()] = typed(name.strip(), text.strip())
-    return preset(options.preset).with_changes(changes)
+    generator = options.generator if options.generator in PRESETS else "sprites"
+    return preset(options.preset or generator).with_changes(changes)
 
 
 def typed(name: str, text: str) -> Any:

@@ -33,7 +33,8 @@ def quote(keys: list[str]) -> str:
 def inside(folder: Path, name: str, said_by: Path) -> Path:
     """The file ``name`` of ``folder``. ValueError unless it is a plain name of something that lies in the folder.
 
-    A link may lead to a file of the same folder or, in a Hugging Face cache, to that model's ``blobs``.
+    A link may lead to a file of the same folder, or to one beside the file that names it: where a download is kept as
+    links into a cache, all of them lead to one place.
     """
     if (
         not isinstance(name, str)
@@ -44,10 +45,7 @@ def inside(folder: Path, name: str, said_by: Path) -> Path:
         raise ValueError(f"{said_by}: want plain file names, got {str(name)[:80]!r}")
     path = folder / name
     if path.is_symlink():
-        root = folder.resolve()
-        homes = [root]
-        if root.parent.name == "snapshots":
-            homes.append(root.parent.parent / "blobs")
+        homes = (folder.resolve(), said_by.resolve().parent)
         if not any(path.resolve().is_relative_to(home) for home in homes):
             raise ValueError(f"{path}: is a link that leaves its folder; put the file itself there")
     return path

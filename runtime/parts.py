@@ -40,6 +40,7 @@ class Parts:
             run.linears,
             run.offload_text,
             run.decoder_tile,
+            run.verify,
         )
         scoring = None
         if reward.decoder == "tiny" and policy.judges:

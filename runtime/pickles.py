@@ -10,16 +10,16 @@ from __future__ import annotations
 import io
 import pickletools
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from runtime.manifest import quote
-from runtime.shards import DTYPES, Stored
+from runtime.shards import Stored
+from runtime.tensorfile import DTYPES
 
 MAX_PICKLE_BYTES = 16 << 20
 MAX_RECORDS = 1 << 16
@@ -36,6 +36,7 @@ ALLOWED = frozenset(
         "torch Size",
     }
 )
+Taken = TypeVar("Taken")
 ADVICE = (
     "only tensors are read; where you trust the file, save its state dict alone with torch.save"
 )
@@ -59,8 +60,8 @@ def read_pickle(path: Path, *, nested: Sequence[str] = ()) -> dict[str, Tensor]:
     _inspect(path)
     try:
         table = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
+    except Exception as error:  # whatever a damaged pickle makes it raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
             f"{path}: torch cannot read it ({reason}); fetch or copy it again"
         ) from None
@@ -73,22 +74,25 @@ def _inspect(path: Path) -> None:
     """ValueError unless the archive is whole, nothing in it inflates and its pickle names nothing but tensors."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    size = path.stat().st_size
+    records = _from_archive(path, lambda archive: archive.infolist())
+    if any(record.filename.endswith("/constants.pkl") for record in records):
+        raise ValueError(f"{path}: a TorchScript archive, which is code to run; {ADVICE}")
+    _check_records(path, records)
+    pickles = [record for record in records if record.filename.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError(f"{path}: want one data.pkl in the archive, got {len(pickles)}")
+    length = pickles[0].file_size
+    if length > MAX_PICKLE_BYTES:
+        raise ValueError(f"{path}: want a pickle of at most {MAX_PICKLE_BYTES} bytes, got {length}")
+    _check_pickle(path, _from_archive(path, lambda archive: archive.read(pickles[0])))
+
+
+def _from_archive(path: Path, read: Callable[[zipfile.ZipFile], Taken]) -> Taken:
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            records = archive.infolist()
-            _check_records(path, records, size)
-            pickles = [record for record in records if record.filename.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise ValueError(f"{path}: want one data.pkl in the archive, got {len(pickles)}")
-            if pickles[0].file_size > MAX_PICKLE_BYTES:
-                raise ValueError(
-                    f"{path}: want a pickle of at most {MAX_PICKLE_BYTES} bytes, got {pickles[0].file_size}"
-                )
-            content = archive.read(pickles[0])
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError) as error:
+        with zipfile.ZipFile(path) as archive:
+            return read(archive)
+    except Exception as error:  # whatever a damaged archive makes it raise
         raise ValueError(_no_archive(path, error)) from None
-    _check_pickle(path, content)
 
 
 def _no_archive(path: Path, error: Exception) -> str:
@@ -102,9 +106,13 @@ def _no_archive(path: Path, error: Exception) -> str:
     return f"{path}: not a whole .pt archive ({error}); fetch or copy it again"
 
 
-def _check_records(path: Path, records: Sequence[zipfile.ZipInfo], size: int) -> None:
+def _check_records(path: Path, records: Sequence[zipfile.ZipInfo]) -> None:
+    size = path.stat().st_size
     if len(records) > MAX_RECORDS:
         raise ValueError(f"{path}: want at most {MAX_RECORDS} records, got {len(records)}")
+    if records and min(record.header_offset for record in records):
+        # Two readers may take different things for the archive, and torch's is the other one.
+        raise ValueError(f"{path}: has something before its first record; fetch or copy it again")
     for record in records:
         parts = record.filename.split("/")
         if record.filename.startswith("/") or ".." in parts or "\\" in record.filename:
@@ -113,8 +121,8 @@ def _check_records(path: Path, records: Sequence[zipfile.ZipInfo], size: int) ->
             )
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise ValueError(
-                f"{path}: {record.filename[:80]} is compressed, so it may become any size, and torch writes no such "
-                f"files; unpack it and save it again where you trust it"
+                f"{path}: {record.filename[:80]} is compressed, so it may become any size, and torch writes "
+                f"tensors as they are; unpack it and save it again where you trust it"
             )
     if (total := sum(record.file_size for record in records)) > size:
         raise ValueError(f"{path}: claims {total} bytes of records in a file of {size}")

@@ -316,13 +316,17 @@ _FULL_SIZE: dict[str, Any] = {
     "run.offload_text": True,  # 11 GB that only the prompt needs
     "run.decoder_rows": 1,  # a picture of this size fills the GPU by itself
 }
+# Seven chunks and no more sinks: all of the five seconds these were trained on. What leaves them is dropped; the first
+# chunk stays, which only a longer video can tell from a window that rolls over everything.
+_ALL_FRAMES = {"memory.window_frames": 21, "memory.max_sink_frames": 3, "memory.sinking": False}
 # A preset is a set of changes to the defaults, and what its generator was trained for.
 PRESETS: dict[str, dict[str, Any]] = {
     "sprites": {},
     "sprites-256": {"run.generator": "sprites-256"},  # random weights, for timing
     "wan-1.3b": _FULL_SIZE | {"run.generator": "wan-1.3b"},
-    # run.weights and reward.weights are the caller's to give
     "longlive": _FULL_SIZE | {"run.generator": "longlive"},
+    "self-forcing": _FULL_SIZE | _ALL_FRAMES | {"run.generator": "self-forcing"},
+    "causvid": _FULL_SIZE | _ALL_FRAMES | {"run.generator": "causvid"},
     # time for precision: 8-bit products, a small decoder and fewer frames for the rewards
     "realtime": _FULL_SIZE
     | {

@@ -14,49 +14,21 @@ import mmap
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runtime import manifest
 from runtime.manifest import inside, quote
 from runtime.manifest import verify as verify
+from runtime.tensorfile import DTYPES, MAX_HEADER_BYTES, NAMES, Entry, read_header, write_file
 
 SHARD_BYTES = 2 << 30
-MAX_HEADER_BYTES = 32 << 20
 MAX_SHARDS = 1000
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.safetensors")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Where a tensor lies."""
-
-    file: int
-    dtype: str  # as the header calls it
-    shape: tuple[int, ...]
-    begin: int  # bytes from the beginning of the file
-    end: int
 
 
 class Stored(Mapping[str, Tensor]):
@@ -71,14 +43,15 @@ class Stored(Mapping[str, Tensor]):
         self.path = path
         self.files = find_shards(path)
         self.entries: dict[str, Entry] = {}
+        self._homes: dict[str, int] = {}  # which of the files
         for number, file in enumerate(self.files):
-            for name, entry in _read_header(file, number).items():
+            for name, entry in read_header(file).items():
                 if name in self.entries:
-                    other = self.files[self.entries[name].file].name
+                    other = self.files[self._homes[name]].name
                     raise ValueError(
                         f"{file}: {name[:80]} is in {other} too; convert or fetch again"
                     )
-                self.entries[name] = entry
+                self.entries[name], self._homes[name] = entry, number
         self._maps: dict[int, mmap.mmap] = {}
 
     @property
@@ -93,11 +66,17 @@ class Stored(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         entry = self.entries[name]
         if entry.dtype not in DTYPES:
-            raise ValueError(f"{self.files[entry.file]}: {name}: cannot read dtype {entry.dtype}")
+            raise ValueError(
+                f"{self.files[self._homes[name]]}: {name}: cannot read dtype {entry.dtype}"
+            )
         dtype, count = DTYPES[entry.dtype], math.prod(entry.shape)
         if not count:
             return torch.empty(entry.shape, dtype=dtype)
-        flat = torch.frombuffer(self._map(entry.file), dtype=dtype, count=count, offset=entry.begin)
+        flat = torch.frombuffer(
+            self._map(self._homes[name]), dtype=dtype, count=count, offset=entry.begin
+        )
+        if entry.begin % dtype.itemsize:
+            flat = flat.clone()  # some files lay numbers where loads of whole words may not go
         return flat.view(entry.shape)
 
     def release(self, name: str) -> None:
@@ -109,7 +88,7 @@ class Stored(Mapping[str, Tensor]):
         first = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
         last = entry.end // mmap.PAGESIZE * mmap.PAGESIZE
         if last > first and hasattr(mmap, "MADV_DONTNEED"):
-            self._map(entry.file).madvise(mmap.MADV_DONTNEED, first, last - first)
+            self._map(self._homes[name]).madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -145,7 +124,7 @@ def find_shards(path: Path) -> list[Path]:
         raise ValueError(
             f"{path.parent}: want {count} shards of {path.stem}, got also {quote(extra)}"
         )
-    return [inside(path.parent, name, path) for name in wanted]
+    return [inside(path.parent, name, path.parent / wanted[0]) for name in wanted]
 
 
 def shard_name(stem: str, number: int, count: int) -> str:
@@ -162,7 +141,8 @@ def _indexed(index: Path) -> list[Path]:
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{index}: not a JSON file ({error})") from None
     places = table.get("weight_map") if isinstance(table, dict) else None
-    if not isinstance(places, dict) or not places:
+    named = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
+    if not named or not places:
         raise ValueError(f"{index}: want file names under the key 'weight_map'")
     names = list(dict.fromkeys(places.values()))
     if len(names) > MAX_SHARDS:
@@ -173,43 +153,12 @@ def _indexed(index: Path) -> list[Path]:
     return files
 
 
-def _read_header(path: Path, number: int) -> dict[str, Entry]:
-    """What the header of a file says, once the library that owns the format has found the file whole."""
-    try:
-        with safe_open(path, framework="pt") as checked, path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > MAX_HEADER_BYTES:
-                raise ValueError(f"{path}: want a header of at most {MAX_HEADER_BYTES} bytes")
-            table = json.loads(file.read(length))
-            names = set(checked.keys())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path}: not a whole safetensors file ({error}); fetch or copy it again"
-        ) from None
-    table.pop("__metadata__", None)
-    size, start = path.stat().st_size, 8 + length
-    entries = {}
-    for name, said in table.items():
-        begin, end = (start + offset for offset in said["data_offsets"])
-        entry = Entry(number, said["dtype"], tuple(said["shape"]), begin, end)
-        wide = DTYPES[entry.dtype].itemsize * math.prod(entry.shape) if entry.dtype in DTYPES else 0
-        if not start <= begin <= end <= size or (wide and wide != end - begin):
-            raise ValueError(
-                f"{path}: {name[:80]}: does not lie in the file; fetch or copy it again"
-            )
-        entries[name] = entry
-    if entries.keys() != names:
-        raise ValueError(f"{path}: its header has a name twice; fetch or copy it again")
-    return entries
-
-
 class FolderWriter:
     """Writes a folder of weights beside its place, as ``NAME.part``, and moves it there when the block ends well.
 
     With every file goes a manifest of bytes and hashes. However else the block ends, nothing is left. ``dtype`` is what
-    floating-point weights are stored in, None: as they come. ``progress`` is told how many bytes were written.
+    floating-point weights are stored in, None: as they come. ``progress`` is told how many bytes were written, and
+    ``planned`` how many ``reserve`` was asked for.
 
     Raises ValueError when the folder exists and holds something; OSError when the disk does not take it.
     """
@@ -222,6 +171,7 @@ class FolderWriter:
     ) -> None:
         self.target, self.dtype, self.progress = target, dtype, progress
         self.part = target.with_name(f"{target.name}.part")
+        self.planned: Callable[[int], object] = lambda count: None
         self._facts: dict[str, str] = {}
 
     def __enter__(self) -> FolderWriter:
@@ -251,11 +201,19 @@ class FolderWriter:
             shutil.rmtree(self.part, ignore_errors=True)
 
     def reserve(self, count: int) -> None:
-        """Raises OSError unless the disk has room for ``count`` more bytes."""
+        """Raises OSError unless the disk has room for ``count`` more bytes; ask before the first one is written."""
+        self.planned(count)
+        self._check_room(count)
+
+    def _check_room(self, count: int) -> None:
         free = shutil.disk_usage(self.part).free
         if free < count:
             need, have = (f"{value / 2**30:.2f} GiB" for value in (count, free))
             raise OSError(f"{self.target}: wants {need} of disk, {have} are free")
+
+    def stored_bytes(self, tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> int:
+        """What ``weights`` would take for them."""
+        return sum(t.numel() * self._stored_dtype(t, dtype).itemsize for t in tensors)
 
     def weights(
         self,
@@ -273,7 +231,7 @@ class FolderWriter:
         seen: set[str] = set()
         filled = 0
         for key, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
-            if key in seen or tensor.dtype not in _NAMES:
+            if key in seen or tensor.dtype not in NAMES:
                 reason = "comes twice" if key in seen else f"cannot be stored as {tensor.dtype}"
                 raise ValueError(f"{name}: {key}: {reason}")
             seen.add(key)
@@ -285,7 +243,7 @@ class FolderWriter:
             filled += size
         shards.append(self._write_shard(name, len(shards), waiting, dtype))
         for number, path in enumerate(shards, 1):
-            path.rename(path.with_name(shard_name(name, number, len(shards))))
+            path.rename(self._place(shard_name(name, number, len(shards))))
 
     def json(self, name: str, table: Any) -> None:
         """Write ``table`` as ``name``.json, or as ``name`` if that ends so already."""
@@ -318,30 +276,11 @@ class FolderWriter:
     def _write_shard(
         self, name: str, number: int, tensors: Mapping[str, Tensor], dtype: torch.dtype | None
     ) -> Path:
-        """One safetensors file: the length of a header, the header, the tensors one after the other."""
-        table: dict[str, Any] = {}
-        # Wide numbers first, so that each lies at a multiple of its size.
-        order = sorted(tensors, key=lambda key: -self._stored_dtype(tensors[key], dtype).itemsize)
-        end = 0
-        for key in order:
-            kind = self._stored_dtype(tensors[key], dtype)
-            begin, end = end, end + tensors[key].numel() * kind.itemsize
-            table[key] = {
-                "dtype": _NAMES[kind],
-                "shape": list(tensors[key].shape),
-                "data_offsets": [begin, end],
-            }
-        header = json.dumps(table, ensure_ascii=False).encode()
-        header += b" " * (-len(header) % 8)
-        self.reserve(end + len(header))
+        self._check_room(self.stored_bytes(tensors.values(), dtype))
         path = self._place(f"{name}.{number}.unfinished")
-        with path.open("xb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for key in order:
-                value = tensors[key].detach().to("cpu", self._stored_dtype(tensors[key], dtype))
-                if value.is_floating_point() and not torch.isfinite(value).all():
-                    raise ValueError(f"{name}: {key} is not finite")
-                raw = value.contiguous().reshape(-1).view(torch.uint8).numpy()
-                file.write(memoryview(raw))
-                self.progress(len(raw))
+        dtypes = {key: self._stored_dtype(tensor, dtype) for key, tensor in tensors.items()}
+        try:
+            write_file(path, tensors, dtypes, self.progress)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         return path

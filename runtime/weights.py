@@ -4,19 +4,20 @@ or with random numbers, for timing, since speed does not depend on the values.""
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-LISTED = 4  # names quoted in an error
+from runtime.manifest import quote as quote
+from runtime.shards import Stored
+
 MAX_CONFIG_BYTES = 1 << 20
 DTYPES = ("F64", "F32", "F16", "BF16")  # as a file's header calls them
+Edit = Callable[[Tensor], Tensor]  # a tensor on its device in the file's dtype -> what it becomes
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -38,21 +39,40 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+@torch.no_grad()
 def load_weights_(
     module: nn.Module,
     path: Path,
     shared: Mapping[str, str] = MappingProxyType({}),
     unused: Collection[str] = (),
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    edits: Mapping[str, Edit] = MappingProxyType({}),
 ) -> None:
-    """Fill ``module`` (built on the meta device or not) from a safetensors file, in the file's dtype.
+    """Fill ``module`` (built on the meta device or not) from a safetensors file or its shards, straight to ``device``.
 
-    The header is compared first: every missing, unexpected or mis-shaped key and every dtype that is not a float's is a
+    Headers are compared first: every missing, unexpected or mis-shaped key and every dtype that is not a float's is a
     ValueError that names the file and the keys before a tensor is read. ``shared`` maps names of the module to the name
-    its one tensor has in the file; the file may also hold ``unused`` names, which are not read.
+    its one tensor has in the file; the file may also hold ``unused`` names, which are not read. ``dtype`` None is the
+    file's. ``edits`` change tensors where they will stay, before they are rounded to ``dtype``.
+
+    Tensors pass one at a time from the mapped file to where they stay, so the host holds one of them at most. On the CPU
+    in the file's dtype nothing is copied at all: weights stay in the mapped file, which must not be cut short meanwhile.
     """
     state = module.state_dict()
     wanted = {name: tuple(value.shape) for name, value in state.items() if name not in shared}
-    tensors = read_tensors(path, wanted, unused)
+    stored = compared(Stored(path), wanted, unused)
+    tensors = {}
+    for name in wanted:
+        mapped = stored[name]
+        value = mapped.to(device)
+        if name in edits:
+            value = edits[name](value)
+        tensors[name] = value = value.to(dtype or value.dtype)
+        if mapped.numel() and value.data_ptr() != mapped.data_ptr():
+            del mapped
+            stored.release(name)
+    refuse_infinite(path, tensors)
     module.load_state_dict(
         tensors | {name: tensors[source] for name, source in shared.items()}, assign=True
     )
@@ -62,42 +82,33 @@ def load_weights_(
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Every key of a safetensors file and its shape, from the header alone. ValueError for a file that is none."""
-    with _opened(path) as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    """Every key of a safetensors file or its shards, and its shape, from the headers alone. ValueError for none."""
+    return Stored(path).shapes
 
 
-def read_tensors(
-    path: Path, wanted: Mapping[str, tuple[int, ...]], unused: Collection[str] = ()
-) -> dict[str, Tensor]:
-    """The tensors of a safetensors file whose keys and shapes are exactly ``wanted``, finite floats all of them.
+def compared(
+    stored: Stored, wanted: Mapping[str, tuple[int, ...]], unused: Collection[str] = ()
+) -> Stored:
+    """``stored`` as it is. ValueError unless its keys and shapes are exactly ``wanted``, beside ``unused``, all floats."""
+    shapes = {key: shape for key, shape in stored.shapes.items() if key not in unused}
+    compare_keys(stored.path, wanted, shapes)
+    compare_dtypes(stored.path, {name: stored.entries[name].dtype for name in wanted})
+    return stored
 
-    Raises ValueError as ``load_weights_`` says.
-    """
-    shapes = {key: shape for key, shape in read_shapes(path).items() if key not in unused}
-    compare_keys(path, wanted, shapes)
-    with _opened(path) as file:
-        compare_dtypes(path, {name: file.get_slice(name).get_dtype() for name in wanted})
-        tensors = {name: file.get_tensor(name) for name in wanted}
-    bad = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+
+def refuse_infinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError that names the tensors which are not finite. They are looked at where they are and read back once."""
+    names = [name for name, tensor in tensors.items() if tensor.numel()]
+    # The extremes of a tensor are finite if it is, and finding them takes no memory.
+    extremes = [torch.stack(torch.aminmax(tensors[name])).double() for name in names]
+    if not extremes:
+        return
+    finite = torch.isfinite(torch.stack(extremes)).all(1).to("cpu")
+    bad = [name for name, whole in zip(names, finite, strict=True) if not whole]
     if bad:
         raise ValueError(
             f"{path}: {quote(bad)} not finite; the file is damaged, fetch or copy it again"
         )
-    return tensors
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path}: not a whole safetensors file ({error}); fetch or copy it again"
-        ) from None
 
 
 @torch.no_grad()
@@ -150,9 +161,3 @@ def compare_dtypes(path: Path, got: Mapping[str, str]) -> None:
     foreign = sorted(f"{name} ({dtype})" for name, dtype in got.items() if dtype not in DTYPES)
     if foreign:
         raise ValueError(f"{path}: want weights of {', '.join(DTYPES)}, got {quote(foreign)}")
-
-
-def quote(keys: list[str]) -> str:
-    """The first few keys and how many more there are."""
-    more = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
-    return ", ".join(keys[:LISTED]) + more

@@ -21,6 +21,7 @@ NOUNS = {
     "runtime.settings",
     "runtime.weights",
     "runtime.manifest",
+    "runtime.tensorfile",
     "runtime.shards",
     "runtime.pickles",
     "runtime.kernels",
@@ -75,8 +76,9 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     "runtime.types": {"runtime.settings"},
     "runtime.buffers": {"runtime.types", "runtime.settings", "runtime.kernels"},
     "runtime.manifest": set(),
-    "runtime.shards": {"runtime.manifest"},
-    "runtime.pickles": {"runtime.manifest", "runtime.shards"},
+    "runtime.tensorfile": set(),
+    "runtime.shards": {"runtime.manifest", "runtime.tensorfile"},
+    "runtime.pickles": {"runtime.manifest", "runtime.shards", "runtime.tensorfile"},
     "runtime.weights": {"runtime.manifest", "runtime.shards"},
     **dict.fromkeys(SERVICES, NOUNS),
     **dict.fromkeys(ROOMS, NOUNS | SERVICES),
@@ -166,7 +168,7 @@ def test_arrows_only_go_down():
         (
             "runtime.memory",
             "from runtime.engine import Engine",
-            "runtime.memory may import ['runtime.buffers', 'runtime.kernels', 'runtime.manifest', 'runtime.pickles', 'runtime.settings', 'runtime.shards', 'runtime.types', 'runtime.weights'], "
+            "runtime.memory may import ['runtime.buffers', 'runtime.kernels', 'runtime.manifest', 'runtime.pickles', 'runtime.settings', 'runtime.shards', 'runtime.tensorfile', 'runtime.types', 'runtime.weights'], "
             "but imports runtime.engine (line 1)",
         ),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from runtime.generators.schedule import Schedule
 from runtime.generators.wan import PATCH, DiTConfig, TextContext, WanDiT
-from runtime.settings import CHUNK_FRAMES
+from runtime.settings import CHUNK_FRAMES, weights_home
 from runtime.types import Decoder
 
 
@@ -30,6 +31,8 @@ GENERATORS = {
     "sprites-256": Row("sprites_256", "random"),
     "wan-1.3b": Row("wan_1_3b"),
     "longlive": Row("wan_1_3b"),
+    "self-forcing": Row("wan_1_3b"),
+    "causvid": Row("causvid"),
 }
 
 
@@ -120,6 +123,7 @@ def load_generator(
     linears: str = "dense",
     offload_text: bool = False,
     decoder_tile: int = 0,
+    verify: bool = True,
 ) -> Generator:
     """The generator called ``name``; the other arguments are settings of ``run`` and mean what they mean there.
 
@@ -128,7 +132,7 @@ def load_generator(
     """
     from runtime.generators.folder import Placement, load_folder, random_folder  # these import us
 
-    place = Placement(device, dtype, ops, linears, offload_text, decoder_tile)
+    place = Placement(device, dtype, ops, linears, offload_text, decoder_tile, verify)
     folder, is_random = find_folder(name, weights)
     return (random_folder if is_random else load_folder)(folder, place)
 
@@ -145,22 +149,42 @@ def load_scoring_decoder(
 
 
 def find_folder(name: str, weights: str = "") -> tuple[Path, bool]:
-    """The folder of the generator called ``name``, and whether its weights are random instead of in that folder."""
+    """The folder of the generator called ``name``, and whether its weights are random instead of in that folder.
+
+    ``name`` may be a folder itself. Weights that are neither given nor in the package are looked for in
+    ``weights_home()``.
+    """
+    if os.sep in name or "/" in name or (name not in GENERATORS and Path(name).is_dir()):
+        return _given_folder(name, weights)
     if name not in GENERATORS:
         guess = difflib.get_close_matches(name, GENERATORS, n=1)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
         raise ValueError(
-            f"unknown generator {name!r}; known: {', '.join(sorted(GENERATORS))}{hint}"
+            f"unknown generator {name!r}; known: {', '.join(sorted(GENERATORS))}, or a folder{hint}"
         )
     row = GENERATORS[name]
     source, packaged = weights or row.weights, Path(__file__).parent / row.folder
     if source in ("package", "random"):
         return packaged, source == "random"
-    if source == "given":
-        raise ValueError(
-            f"run.weights: the package has no weights of {name!r}; give a folder with dit, vae and text .safetensors, "
-            f"their .json files, model.json and tokenizer.json, or 'random' to time without weights"
-        )
-    if not Path(weights).is_dir():
+    folder = weights_home() / name if source == "given" else Path(weights).expanduser()
+    if folder.is_dir():
+        return folder, False
+    if source != "given":
         raise ValueError(f"run.weights: want a folder or 'random', got {weights!r}: no such folder")
-    return Path(weights), False
+    raise ValueError(
+        f"run.weights: the package has no weights of {name!r} and {folder} is not there; "
+        f"'python -m runtime.fetch {name}' brings them, 'python -m runtime.convert {name} SOURCE -o {folder}' makes "
+        f"them of published files; or name a converted folder, or 'random' to time without weights"
+    )
+
+
+def _given_folder(name: str, weights: str) -> tuple[Path, bool]:
+    """``find_folder`` for a generator that is named by its folder."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"run.generator: {name!r}: no such folder")
+    if weights not in ("", "random"):
+        raise ValueError(
+            f"run.weights: run.generator is a folder already; want '' or 'random', got {weights!r}"
+        )
+    return folder, weights == "random"

@@ -21,7 +21,7 @@ from torch import nn
 
 from runtime.generators import Generator, StreamingVAE, block_shape
 from runtime.generators.linears import quantise_
-from runtime.generators.lora import merge_lora_, read_alpha
+from runtime.generators.lora import merges, read_alpha
 from runtime.generators.schedule import Schedule
 from runtime.generators.text import (
     ByteTokeniser,
@@ -33,6 +33,7 @@ from runtime.generators.text import (
 )
 from runtime.generators.vae import VAEConfig, WanVAE
 from runtime.generators.wan import PATCH, DiTConfig, WanDiT
+from runtime.shards import verify
 from runtime.weights import fill_random_, load_weights_, read_config
 
 SHARED = {
@@ -52,6 +53,7 @@ class Placement:
     linears: str = "dense"
     offload_text: bool = False
     decoder_tile: int = 0
+    verify: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,20 +108,30 @@ def read_blueprint(folder: Path, ops: str = "torch") -> Blueprint:
     """What the .json files in ``folder`` describe. ValueError names a file that is missing, damaged or impossible."""
     vae = _built(folder, "vae", lambda sizes: WanVAE(VAEConfig(**sizes)))
     dit = _built(folder, "dit", lambda sizes: WanDiT(DiTConfig(**sizes), ops))
-    text = _built(folder, "text", _text_encoder)
+    text = _built(folder, "text", build_text)
     return _built(folder, "model", lambda facts: Blueprint(dit, vae, text, Recipe(**facts)))
 
 
 def load_folder(folder: Path, place: Placement) -> Generator:
-    """The generator in ``folder``. ValueError for a missing, damaged or foreign file."""
+    """The generator in ``folder``, each tensor straight to where it stays. ValueError for a missing, damaged or foreign file.
+
+    With ``place.verify`` its files are hashed first, if it has a manifest: see ``manifest.verify`` for what that costs.
+    """
     plan = read_blueprint(folder, place.ops)
+    if place.verify:
+        verify(folder)
     tokeniser = TextEncoder.read_tokeniser(folder / "tokenizer.json")
-    for name, module in (("vae", plan.vae), ("dit", plan.dit), ("text", plan.text)):
-        load_weights_(module, folder / f"{name}.safetensors", SHARED if name == "text" else {})
     lora = folder / "lora.safetensors"
-    if lora.is_file():
-        plan.dit.to(place.device)
-        merge_lora_(plan.dit, lora, read_alpha(lora.with_suffix(".json")))
+    edits = merges(plan.dit, lora, read_alpha(lora.with_suffix(".json"))) if lora.is_file() else {}
+    for name, module in (("vae", plan.vae), ("dit", plan.dit), ("text", plan.text)):
+        load_weights_(
+            module,
+            folder / f"{name}.safetensors",
+            SHARED if name == "text" else {},
+            device="cpu" if name == "text" and place.offload_text else place.device,
+            dtype=place.dtype,
+            edits=edits if name == "dit" else {},
+        )
     return _assembled(plan, tokeniser, place)
 
 
@@ -172,6 +184,7 @@ def _built(folder: Path, name: str, build: Callable[[dict[str, Any]], Built]) ->
         raise ValueError(f"{path}: not the sizes of this model ({error})") from error
 
 
-def _text_encoder(sizes: dict[str, Any]) -> nn.Module:
+def build_text(sizes: dict[str, Any]) -> nn.Module:
+    """The text encoder of these sizes, on the device that is current."""
     sizes.pop("text_len", None)  # the DiT's, told again
     return build_encoder(TextConfig(**sizes))

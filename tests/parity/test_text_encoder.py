@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from runtime.generators.folder import SHARED
 from runtime.generators.text import TextConfig, TextEncoder, build_encoder, word_tokeniser
+from runtime.generators.text_keys import from_wan_keys, to_wan_keys
 from tests.tiny import generator_of, scrambled, tiny_dit
 
 transformers = pytest.importorskip("transformers")
@@ -80,3 +82,35 @@ def test_the_classes_are_those_that_published_weights_name(text):
         }
         <= names
     )
+
+
+def test_wan_s_names_of_the_same_weights(text):
+    """Written out as its checkpoint has them, for two layers."""
+    state = {k: v for k, v in text.encoder.state_dict().items() if k not in SHARED}
+    wan = {"token_embedding.weight": state["shared.weight"]}
+    wan["norm.weight"] = state["encoder.final_layer_norm.weight"]
+    for layer in (0, 1):
+        attention, feed = (f"encoder.block.{layer}.layer.{half}." for half in (0, 1))
+        parts = {
+            "norm1": f"{attention}layer_norm",
+            "attn.q": f"{attention}SelfAttention.q",
+            "attn.k": f"{attention}SelfAttention.k",
+            "attn.v": f"{attention}SelfAttention.v",
+            "attn.o": f"{attention}SelfAttention.o",
+            "pos_embedding.embedding": f"{attention}SelfAttention.relative_attention_bias",
+            "norm2": f"{feed}layer_norm",
+            "ffn.gate.0": f"{feed}DenseReluDense.wi_0",
+            "ffn.fc1": f"{feed}DenseReluDense.wi_1",
+            "ffn.fc2": f"{feed}DenseReluDense.wo",
+        }
+        for mine, theirs in parts.items():
+            wan[f"blocks.{layer}.{mine}.weight"] = state[f"{theirs}.weight"]
+    got = from_wan_keys(wan)
+    assert got.keys() == state.keys() and all(got[k] is v for k, v in state.items())
+    assert to_wan_keys(state).keys() == wan.keys()
+    assert list(
+        from_wan_keys({"blocks.0.ffn.fc3.weight": wan["norm.weight"], "x": wan["norm.weight"]})
+    ) == [
+        "blocks.0.ffn.fc3.weight",
+        "x",
+    ]

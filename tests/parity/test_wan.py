@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from runtime.generators.dit_keys import from_diffusers_keys, to_diffusers_keys
 from runtime.generators.wan import DiTConfig, WanDiT
 from runtime.generators.wan_layers import dense_attention
 from runtime.kernels import native, triton_lang
@@ -16,25 +17,6 @@ diffusers = pytest.importorskip("diffusers")
 NATIVE = pytest.param(
     "native", marks=pytest.mark.skipif(native.find()[0] is None, reason="not built")
 )
-NAMES = {  # ours -> theirs, first match wins
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "head.head": "proj_out",
-    "head.modulation": "scale_shift_table",
-    ".modulation": ".scale_shift_table",
-    "self_attn.": "attn1.",
-    "cross_attn.": "attn2.",
-    ".q.": ".to_q.",
-    ".k.": ".to_k.",
-    ".v.": ".to_v.",
-    ".o.": ".to_out.0.",
-    "norm3": "norm2",
-    "ffn.0": "ffn.net.0.proj",
-    "ffn.2": "ffn.net.2",
-}
 CONFIGS = {
     "as-wan": DiTConfig(
         dim=48, heads=4, layers=2, ffn_dim=40, freq_dim=16, text_dim=10, text_len=6, channels=4
@@ -43,15 +25,6 @@ CONFIGS = {
         dim=32, heads=2, layers=1, ffn_dim=64, freq_dim=32, text_dim=7, text_len=3, channels=3
     ),
 }
-
-
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    def theirs(name: str) -> str:
-        for old, new in NAMES.items():
-            name = name.replace(old, new)
-        return name
-
-    return {theirs(name): value for name, value in state.items()}
 
 
 @pytest.fixture(params=["torch", NATIVE])
@@ -82,7 +55,7 @@ def theirs(ours: WanDiT) -> torch.nn.Module:
         qk_norm="rms_norm_across_heads",
         eps=1e-6,
     ).eval()
-    model.load_state_dict(renamed(ours.state_dict()))
+    model.load_state_dict(to_diffusers_keys(ours.state_dict()))
     return model
 
 
@@ -130,8 +103,25 @@ def test_every_key_has_its_counterpart_and_published_sizes_agree():
             num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30
         )
     want = {name: value.shape for name, value in other.state_dict().items()}
-    assert {name: value.shape for name, value in renamed(mine.state_dict()).items()} == want
+    assert {
+        name: value.shape for name, value in to_diffusers_keys(mine.state_dict()).items()
+    } == want
     assert sum(weight.numel() for weight in mine.parameters()) == 1_418_996_800
+    back = from_diffusers_keys(other.state_dict())
+    assert {n: v.shape for n, v in back.items()} == {
+        n: v.shape for n, v in mine.state_dict().items()
+    }
+
+
+def test_names_that_diffusers_does_not_have_are_left_to_be_told():
+    other = {
+        "blocks.0.attn3.to_q.weight": torch.ones(1),
+        "condition_embedder.image.x": torch.ones(1),
+    }
+    assert list(from_diffusers_keys(other)) == [
+        "blocks.0.attn3.q.weight",
+        "condition_embedder.image.x",
+    ]
 
 
 @pytest.mark.parametrize(

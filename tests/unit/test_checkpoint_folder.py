@@ -10,12 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from runtime import manifest
 from runtime.generators import Generator, find_folder, load_generator
 from runtime.generators.folder import SHARED, read_blueprint
 from runtime.generators.schedule import Schedule
 from runtime.generators.text import TextConfig, build_encoder, word_tokeniser
 from runtime.generators.vae import WAN21, VAEConfig, WanVAE
 from runtime.generators.wan import DiTConfig, WanDiT
+from runtime.parts import Parts
+from runtime.settings import Settings, weights_home
 
 CPU = torch.device("cpu")
 DIT = {
@@ -173,12 +176,75 @@ def test_packaged_weights_may_be_left_for_random_ones():
     assert not torch.equal(a.dit.head.head.weight, b.dit.head.head.weight)
 
 
-@pytest.mark.parametrize("name", ["wan-1.3b", "longlive"])
-def test_a_generator_without_weights_says_which_folder_it_wants(name):
-    with pytest.raises(ValueError, match=rf"run.weights: .* {name!r}; give a folder with dit, vae"):
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STREAM_T1_WEIGHTS", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("name", ["wan-1.3b", "longlive", "self-forcing", "causvid"])
+def test_a_generator_without_weights_names_the_commands_that_bring_them(name, home):
+    command = (
+        rf"runtime\.fetch {name}' .* 'python -m runtime\.convert {name} SOURCE -o {home}/{name}'"
+    )
+    with pytest.raises(
+        ValueError, match=rf"run.weights: .* {name!r} and {home}/{name} .*{command}"
+    ):
         load_generator(name, CPU, torch.float32)
     with pytest.raises(ValueError, match="want a folder or 'random', got 'nowhere': no such"):
         load_generator(name, CPU, torch.float32, weights="nowhere")
+
+
+def test_weights_are_found_at_home(folder, home):
+    home.mkdir()
+    (home / "longlive").symlink_to(folder)
+    assert find_folder("longlive") == (home / "longlive", False)
+    assert load_generator("longlive", CPU, torch.float32).fps == 8
+    assert find_folder("longlive", "random")[0] == find_folder("wan-1.3b", "random")[0]
+
+
+def test_home_is_in_the_cache_if_nobody_says(monkeypatch):
+    monkeypatch.delenv("STREAM_T1_WEIGHTS", raising=False)
+    assert weights_home() == Path.home() / ".cache" / "stream-t1-runtime"
+    monkeypatch.setenv("STREAM_T1_WEIGHTS", "~/elsewhere")
+    assert weights_home() == Path.home() / "elsewhere"
+
+
+def test_a_generator_may_be_named_by_its_folder(folder, monkeypatch):
+    assert find_folder(str(folder)) == (folder, False)
+    assert find_folder(str(folder), "random") == (folder, True)
+    monkeypatch.chdir(folder.parent)
+    assert find_folder(folder.name) == (Path(folder.name), False)
+    assert load_generator(f"./{folder.name}", CPU, torch.float32).fps == 8
+    (folder.parent / "sprites").mkdir()
+    assert find_folder("sprites")[0].name == "sprites" != find_folder("./sprites")[0]
+    with pytest.raises(ValueError, match=r"run.generator: './nowhere': no such folder"):
+        find_folder("./nowhere")
+    with pytest.raises(ValueError, match=r"run.weights: run.generator is a folder already"):
+        find_folder(str(folder), str(folder))
+
+
+# The manifest.
+
+
+def test_a_folder_is_verified_unless_it_is_not_asked_for(folder):
+    manifest.write(folder, {})
+    assert loaded(folder).fps == 8
+    path = folder / "dit.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1  # a number's lowest bits: another finite number
+    path.write_bytes(bytes(content))
+    with pytest.raises(
+        ValueError, match=r"bytes of dit\.safetensors are not those of its manifest"
+    ):
+        loaded(folder)
+    Parts.load(settings_of(folder).with_changes({"run.verify": False}))
+    with pytest.raises(ValueError, match=r"dit\.safetensors are not those"):
+        Parts.load(settings_of(folder))
+
+
+def settings_of(folder: Path) -> Settings:
+    return Settings().with_changes({"run.generator": str(folder), "search.policy": "single"})
 
 
 def test_full_size_is_the_published_size():

@@ -83,7 +83,7 @@ def test_alpha_over_rank_is_the_scale(path):
             lambda t, k: t.update(
                 {"base_model.model.blocks.7.ffn.0.lora_A.weight": torch.ones(3, 3)}
             ),
-            r"unknown base_model\.model\.blocks\.7",
+            r"unknown blocks\.7\.ffn\.0\.lora_A\.weight$",
         ),
         (
             lambda t, k: t.update(
@@ -143,6 +143,35 @@ def test_a_folder_s_adapter_is_merged_when_it_is_loaded(folder):  # noqa: F811
         if not torch.equal(value, plain.state_dict()[name])
     }
     assert changed == {f"{target}.weight"}
+
+
+@pytest.mark.parametrize("name", ["", ".default"])
+@pytest.mark.parametrize(
+    "prefix", ["", "model.", "_fsdp_wrapped_module.", "model._orig_mod._fsdp_wrapped_module."]
+)
+def test_an_adapter_in_a_pt_file_is_the_same_adapter(tmp_path, path, name, prefix):
+    """As training saves it: nested, beside other things, with the names of the wrappers it ran in."""
+    dits = [tiny_dit(dtype=torch.float32) for _ in range(2)]
+    table = adapter(dits[0], name=name)
+    save_file(table, path)
+    wrapped = {key.replace("model.", f"model.{prefix}", 1): value for key, value in table.items()}
+    torch.save({"generator_lora": wrapped, "critic_lora": {}, "step": 3}, tmp_path / "lora.pt")
+    merge_lora_(dits[0], path, 6.0)
+    merge_lora_(dits[1], tmp_path / "lora.pt", 6.0)
+    want = dits[0].state_dict()
+    assert all(torch.equal(value, want[key]) for key, value in dits[1].state_dict().items())
+    assert not torch.equal(want["head.head.weight"], tiny_dit(dtype=torch.float32).head.head.weight)
+
+
+def test_a_folder_s_adapter_is_rounded_once(folder):  # noqa: F811
+    """Loaded in bfloat16, a merged weight is the rounded float32 sum, not the sum of rounded halves."""
+    wide = load_generator("sprites", torch.device("cpu"), torch.float32, weights=str(folder)).dit
+    target = "blocks.0.ffn.0"
+    save_file(adapter(wide, [target]), folder / "lora.safetensors")
+    (folder / "lora.json").write_text(json.dumps({"alpha": 2}))
+    got = load_generator("sprites", torch.device("cpu"), torch.bfloat16, weights=str(folder)).dit
+    merge_lora_(wide, folder / "lora.safetensors", 2.0)
+    assert torch.equal(got.get_parameter(f"{target}.weight"), wide.get_parameter(f"{target}.weight").bfloat16())  # fmt: skip
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft")

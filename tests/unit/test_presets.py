@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from runtime.arguments import build_settings, parse
 from runtime.engine import Engine
 from runtime.generators import find_folder
 from runtime.generators.folder import read_blueprint
-from runtime.settings import PRESETS, preset
+from runtime.generators.published import CHECKPOINTS
+from runtime.generators.schedule import Schedule
+from runtime.settings import PRESETS, Settings, preset
 
 FULL_SIZE = ["wan-1.3b", "longlive", "realtime"]
 
@@ -48,3 +51,58 @@ def test_only_realtime_trades_precision():
 def test_a_machine_without_a_gpu_says_so_when_the_engine_is_built(name):
     with pytest.raises(RuntimeError, match=r"run\.device: 'cuda' cannot be used here"):
         Engine(preset(name).with_changes({"run.weights": "random"}))
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_published_checkpoint_has_a_preset_and_one_recipe(name):
+    """The packaged sizes, for timing and planning, say what its conversion will write."""
+    row, settings = CHECKPOINTS[name], preset(name)
+    assert settings.run.generator == name
+    recipe = read_blueprint(find_folder(name, "random")[0]).recipe
+    assert (recipe.steps, recipe.shift) == (row.steps, row.shift)
+    assert (recipe.fps, recipe.frame_size) == (row.fps, row.frame_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "sink", "most_sinks", "sinking", "window_chunks"),
+    [
+        ("longlive", 12, 3, 15, True, 3),
+        ("self-forcing", 21, 3, 3, False, 6),
+        ("causvid", 21, 3, 3, False, 6),
+    ],
+)
+def test_presets_remember_as_their_checkpoints_were_trained(
+    name, window, sink, most_sinks, sinking, window_chunks
+):
+    memory = preset(name).memory
+    assert (memory.window_frames, memory.sink_frames) == (window, sink)
+    assert (memory.max_sink_frames, memory.sinking) == (most_sinks, sinking)
+    assert memory.window_chunks == window_chunks
+
+
+def test_causvid_s_steps_are_those_it_was_trained_at():
+    """Published as 1000, 757, 522 of a clock that shift 8 has warped already."""
+    row = CHECKPOINTS["causvid"]
+    schedule = Schedule.warped(row.steps, row.shift)
+    assert [round(timestep) for timestep in schedule.timesteps] == [1000, 757, 522]
+    assert CHECKPOINTS["self-forcing"].nested[0] == "generator_ema"
+
+
+# --generator.
+
+
+def asked(*arguments: str) -> Settings:
+    return build_settings(parse([*arguments, "a prompt"]))
+
+
+def test_a_generator_with_a_preset_brings_it():
+    assert asked("--generator", "self-forcing") == preset("self-forcing")
+    assert asked("--generator", "sprites") == asked() == preset("sprites")
+    assert asked("--generator", "longlive", "--device", "cpu").run.device == "cpu"
+
+
+def test_a_preset_that_is_named_stays(tmp_path):
+    got = asked("--generator", "self-forcing", "--preset", "longlive")
+    assert got == preset("longlive").with_changes({"run.generator": "self-forcing"})
+    folder = str(tmp_path)
+    assert asked("--generator", folder) == preset("sprites").with_changes({"run.generator": folder})

@@ -16,7 +16,6 @@ from runtime.weights import (
     quote,
     read_config,
     read_shapes,
-    read_tensors,
 )
 
 
@@ -45,7 +44,7 @@ def refused(path: Path, message: str) -> None:
     }
     with pytest.raises(ValueError, match=message) as caught:
         load_weights_(module, path)
-    assert str(path) in str(caught.value)
+    assert str(path.parent) in str(caught.value)
     for name, value in module.state_dict().items():
         assert value.data_ptr() == before[name][0] and torch.equal(value, before[name][1])
 
@@ -236,10 +235,6 @@ def test_an_unknown_generator_lists_the_known_ones():
 def test_shapes_are_read_without_the_tensors(path):
     want = {name: tuple(value.shape) for name, value in tensors().items()}
     assert read_shapes(path) == want
-    got = read_tensors(path, want)
-    assert all(torch.equal(got[name], value) for name, value in tensors().items())
-    with pytest.raises(ValueError, match=r"missing x; unknown 0\.bias"):
-        read_tensors(path, {**{k: v for k, v in want.items() if k != "0.bias"}, "x": (1,)})
     with pytest.raises(ValueError, match="no such file"):
         read_shapes(path.with_name("nowhere"))
 
