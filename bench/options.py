@@ -128,9 +128,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     if args.random_weights:
         changes["run.weights"] = "random"
         rewards = preset(args.preset).reward
-        if {*members_of(rewards.image), *members_of(rewards.video)} & set(
-            PUBLISHED
-        ):  # the others come with theirs
+        names = {*members_of(rewards.image), *members_of(rewards.video)}
+        if names & PUBLISHED.keys():  # the others come with theirs
             changes["reward.weights"] = "random"
     if precision := args.precision or DTYPES.get(args.dtype):
         changes |= PRECISIONS[precision]

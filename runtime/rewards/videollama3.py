@@ -7,8 +7,8 @@ values. An answer is the first token: the likelier of its yeses against the like
 would say wherever it says either. Patches that hardly differ from the frame before are left out as the model was trained
 with; here they stay in place, masked and not counted, so that candidates of different motion share one batch.
 
-The vision tower is transformers' own and reads its grid on the host, so scoring waits for the GPU once per batch of clips; the
-language model is called with masks and positions of ours and does not.
+Both networks are transformers' own, called with masks and positions of ours and a grid that is on the host already, so that
+scoring never waits for the GPU. That takes transformers 5.17 or newer.
 
 Weights  a folder as ``save_pretrained`` of transformers' VideoLlama3ForConditionalGeneration writes it, with questions.json.
          DAMO's own upload is in another layout and brings Python of its own: not read, nothing of it is ever run.
@@ -20,6 +20,7 @@ Legend: B clips, n sampled frames, P patches of one, V = P / 4 tokens of one, S 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,12 @@ class VideoLLaMA3:
         self.yes, self.no = (upload(ids, torch.int64, self.device) for ids in (asker.yes, asker.no))
         self.weights = upload(asker.weights, torch.float32, self.device)
         self.words = functools.lru_cache(maxsize=16)(self._words)
+        self.places = functools.lru_cache(maxsize=16)(self._places)
 
     @classmethod
     def random(cls, device: str | torch.device = "cpu", dtype: torch.dtype = torch.bfloat16) -> VideoLLaMA3:  # fmt: skip
         """At full size with random weights and questions of a usual length, for timing."""
+        check_version()
         model = empty_model(FULL_SIZE)
         fill_random_(model, device, dtype)
         return cls(model, ByteAsker(), Sampling())
@@ -162,6 +165,7 @@ class VideoLLaMA3:
         sampling = Sampling.read(path / "video_preprocessor_config.json")
         from transformers import VideoLlama3ForConditionalGeneration as Model
 
+        check_version()
         try:
             model, said = Model.from_pretrained(
                 str(path),
@@ -243,9 +247,10 @@ class VideoLLaMA3:
     def look(self, viewing: Viewing) -> Tensor:
         """The frames' tokens, [B, n, V, E]."""
         B, n, P, _ = viewing.patches.shape
-        grid = upload([(n, *viewing.grid)] * B, torch.int64, self.device)
-        merges = upload([MERGE] * B, torch.int64, self.device)
-        seen = self.model.model.vision_model(viewing.patches.flatten(0, 2), grid, merges)
+        # The grid stays on the host, where transformers reads it; what the device needs of it is brought there.
+        grid, merges = torch.tensor([(n, *viewing.grid)] * B), torch.tensor([MERGE] * B)
+        places = self.places(B * n, viewing.grid)
+        seen = self.model.model.vision_model(viewing.patches.flatten(0, 2), grid, merges, position_ids=places)  # fmt: skip
         return self.model.model.projector(seen.last_hidden_state).view(B, n, P // MERGE**2, -1)
 
     def _ask(self, viewing: Viewing) -> Tensor:
@@ -287,6 +292,17 @@ class VideoLLaMA3:
         worst = torch.finfo(self.dtype).min
         return torch.zeros_like(seen, dtype=self.dtype).masked_fill_(~seen, worst)[:, None]
 
+    def _places(self, pictures: int, grid: tuple[int, int]) -> Tensor:
+        """Row and column of every patch of ``pictures`` pictures, [pictures * P, 2], those of a token side by side."""
+        rows, columns = (torch.arange(length) for length in grid)
+        both = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
+        groups = both.view(grid[0] // MERGE, MERGE, grid[1] // MERGE, MERGE, 2)
+        one = groups.transpose(1, 2).flatten(0, 3)
+        host = one.repeat(pictures, 1)
+        if self.device.type != "cuda":
+            return host.to(self.device)
+        return host.pin_memory().to(self.device, non_blocking=True)
+
     def _words(self, prompt: str, seconds: tuple[float, ...]) -> tuple[tuple[Tensor, ...], ...]:
         words = self.asker.dialogue(prompt, seconds)
         parts = words.before, words.asked
@@ -303,6 +319,16 @@ def moved(patches: Tensor) -> Tensor:
     kept = torch.cat((torch.ones_like(groups[:, :1, :, 0], dtype=torch.bool), change > STILL), 1)
     kept[..., 0] |= ~kept.any(-1)
     return kept
+
+
+def check_version() -> None:
+    """Raises RuntimeError for a transformers whose vision tower takes no positions."""
+    if importlib.util.find_spec("transformers.vision_utils") is None:
+        import transformers
+
+        raise RuntimeError(
+            f"reward 'videollama3': wants transformers 5.17 or newer, got {transformers.__version__}"
+        )
 
 
 def empty_model(table: dict[str, Any]) -> nn.Module:
