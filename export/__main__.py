@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from runtime.backends import weights_hash
 from runtime.export.folder import check_free, replaced
 from runtime.export.graph import OPSET, write_graph
 from runtime.export.pieces import RECIPES, Plan, Wanted, make_plan
@@ -52,7 +53,7 @@ def export(wanted: Wanted, output: Path, verify: bool = False) -> Exported:
             weights_sha256=plan.weights_sha256,
             versions=versions(),
             largest_difference=differences,
-            constants=plan.constants,
+            constants={**plan.constants, "asked": wanted.sizes},
             graphs=specs,
             verified=verified,
         )
@@ -98,15 +99,15 @@ def versions() -> dict[str, str]:
 
 
 def there_already(wanted: Wanted, output: Path) -> Exported | None:
-    """An export of the same reward and precision that lies there whole."""
+    """What lies there whole and is what is wanted: the same weights, precision and sizes."""
     folder = output / wanted.reward
     if not (folder / FILE).is_file():
         return None
     exported = read_export(folder)
     exported.verify()
-    if (exported.reward, exported.precision) != (wanted.reward, wanted.precision):
-        return None
-    return exported
+    theirs = exported.precision, exported.weights_sha256, exported.constants.get("asked")
+    ours = wanted.precision, weights_hash(wanted.reward, wanted.weights), wanted.sizes
+    return exported if theirs == ours else None
 
 
 def build(exported: Exported, target: str) -> None:
