@@ -2,7 +2,7 @@
 
 Writes ``DIR/REWARD/``: an .onnx file and its weights for every graph, and export.json, which says what goes in and out,
 what was measured and the sha256 of every file. ``--to tensorrt`` exports where nothing fitting lies there yet, then builds
-engines into ``DIR/REWARD/engines/``, each with the builder's log.
+engines into ``DIR/REWARD/engines/``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from runtime.export.folder import check_free, replaced
 from runtime.export.graph import OPSET, write_graph
 from runtime.export.pieces import RECIPES, Plan, Wanted, make_plan
 from runtime.export.verify import check, measure
-from runtime.exported import ENGINES, FILE, PRECISIONS, Exported, GraphSpec, read_export
+from runtime.exported import FILE, PRECISIONS, Exported, GraphSpec, read_export
 
 TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
 EMBEDDED = ("sprites-image", "sprites-video")  # small enough to be verified always
@@ -110,13 +110,10 @@ def there_already(wanted: Wanted, output: Path) -> Exported | None:
     return exported if theirs == ours else None
 
 
-def build(exported: Exported, target: str) -> None:
+def build(exported: Exported, target: str, keep_log: bool) -> None:
     """Engines beside the graphs: for this machine's GPU, or without one, where the library can, for any that it knows."""
-    trt = importlib.import_module("runtime.trt")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    place = trt.EnginePlace(target, exported.precision, exported.folder / ENGINES, device)
-    for name, spec in exported.graphs.items():
-        trt.build_engine(exported.path(name), spec, place)
+    # By name, for a checkout without it can still export.
+    importlib.import_module("runtime.export.tensorrt").build_engines(exported, target, keep_log)
 
 
 def size(text: str) -> tuple[int, int]:
@@ -146,6 +143,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--prompt-words", type=int, default=256, metavar="N", help=text)
     text = "compare scores with torch; always done for the embedded rewards"
     add("--verify", action="store_true", help=text)
+    add("--keep-log", action="store_true", help="keep the builder's log beside the engines")
     return parser.parse_args(arguments)
 
 
@@ -162,7 +160,7 @@ def run(options: argparse.Namespace) -> str:
     exported = None if options.to == "onnx" else there_already(wanted, options.output)
     exported = exported or export(wanted, options.output, options.verify)
     if options.to != "onnx":
-        build(exported, options.to)
+        build(exported, options.to, options.keep_log)
     names = [name for graph in exported.graphs.values() for name in graph.files]
     size_bytes = sum((exported.folder / name).stat().st_size for name in names)
     worst = exported.largest_difference.get("scores")
