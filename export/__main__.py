@@ -2,7 +2,7 @@
 
 Writes ``DIR/REWARD/``: an .onnx file and its weights for every graph, and export.json, which says what goes in and out,
 what was measured and the sha256 of every file. ``--to tensorrt`` exports where nothing fitting lies there yet, then builds
-engines into ``DIR/REWARD/engines/``, each with the builder's log.
+engines into ``DIR/REWARD/engines/``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 
+from runtime.backends import weights_hash
 from runtime.export.folder import check_free, replaced
 from runtime.export.graph import OPSET, write_graph
 from runtime.export.pieces import RECIPES, Plan, Wanted, make_plan
 from runtime.export.verify import check, measure
-from runtime.exported import ENGINES, FILE, PRECISIONS, Exported, GraphSpec, read_export
+from runtime.exported import FILE, PRECISIONS, Exported, GraphSpec, read_export
 
 TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
 EMBEDDED = ("sprites-image", "sprites-video")  # small enough to be verified always
@@ -52,7 +53,7 @@ def export(wanted: Wanted, output: Path, verify: bool = False) -> Exported:
             weights_sha256=plan.weights_sha256,
             versions=versions(),
             largest_difference=differences,
-            constants=plan.constants,
+            constants={**plan.constants, "asked": wanted.sizes},
             graphs=specs,
             verified=verified,
         )
@@ -98,24 +99,21 @@ def versions() -> dict[str, str]:
 
 
 def there_already(wanted: Wanted, output: Path) -> Exported | None:
-    """An export of the same reward and precision that lies there whole."""
+    """What lies there whole and is what is wanted: the same weights, precision and sizes."""
     folder = output / wanted.reward
     if not (folder / FILE).is_file():
         return None
     exported = read_export(folder)
     exported.verify()
-    if (exported.reward, exported.precision) != (wanted.reward, wanted.precision):
-        return None
-    return exported
+    theirs = exported.precision, exported.weights_sha256, exported.constants.get("asked")
+    ours = wanted.precision, weights_hash(wanted.reward, wanted.weights), wanted.sizes
+    return exported if theirs == ours else None
 
 
-def build(exported: Exported, target: str) -> None:
+def build(exported: Exported, target: str, keep_log: bool) -> None:
     """Engines beside the graphs: for this machine's GPU, or without one, where the library can, for any that it knows."""
-    trt = importlib.import_module("runtime.trt")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    place = trt.EnginePlace(target, exported.precision, exported.folder / ENGINES, device)
-    for name, spec in exported.graphs.items():
-        trt.build_engine(exported.path(name), spec, place)
+    # By name, for a checkout without it can still export.
+    importlib.import_module("runtime.export.tensorrt").build_engines(exported, target, keep_log)
 
 
 def size(text: str) -> tuple[int, int]:
@@ -145,6 +143,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--prompt-words", type=int, default=256, metavar="N", help=text)
     text = "compare scores with torch; always done for the embedded rewards"
     add("--verify", action="store_true", help=text)
+    add("--keep-log", action="store_true", help="keep the builder's log beside the engines")
     return parser.parse_args(arguments)
 
 
@@ -161,7 +160,7 @@ def run(options: argparse.Namespace) -> str:
     exported = None if options.to == "onnx" else there_already(wanted, options.output)
     exported = exported or export(wanted, options.output, options.verify)
     if options.to != "onnx":
-        build(exported, options.to)
+        build(exported, options.to, options.keep_log)
     names = [name for graph in exported.graphs.values() for name in graph.files]
     size_bytes = sum((exported.folder / name).stat().st_size for name in names)
     worst = exported.largest_difference.get("scores")

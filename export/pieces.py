@@ -47,6 +47,12 @@ class Wanted:
         """Of weights and activations."""
         return self.dtype or DTYPES[self.precision]
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What fixes the shapes of the graphs, as export.json keeps it."""
+        frame_size = list(self.frame_size) if self.frame_size else None
+        return {"frame_size": frame_size, "frames": self.frames, "prompt_words": self.prompt_words}
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:

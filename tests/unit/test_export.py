@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("onnxscript")
 
 import onnx
 
+from runtime.backends import weights_hash
 from runtime.export import __main__ as door
 from runtime.export import verify
 from runtime.export.folder import replaced
@@ -21,6 +23,7 @@ from runtime.export.pieces import RECIPES, Wanted, make_plan
 from runtime.export.qwen2vl import bucket_lengths
 from runtime.exported import FILE, read_export
 from runtime.rewards.qwen2vl_words import Filler, TokenIds
+from tests.export_folder import write_export
 
 
 def say(monkeypatch, capsys, *arguments):
@@ -104,6 +107,27 @@ def test_what_stands_at_the_place_is_kept_unless_it_is_an_export(tmp_path):
 def test_what_cannot_be_exported_is_one_line(tmp_path, monkeypatch, capsys, arguments, sentence):
     code, said = say(monkeypatch, capsys, *arguments, "-o", tmp_path)
     assert code == 1 and said.startswith("error: ") and said.count("\n") == 1 and sentence in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({}, False),
+        ({"precision": "fp16"}, True),
+        ({"frame_size": (96, 96)}, True),
+        ({"prompt_words": 9}, True),
+    ],
+    ids=str,
+)
+def test_engines_are_built_from_what_lies_there_only_if_it_is_what_was_asked_for(tmp_path, changes, again):  # fmt: skip
+    wanted = Wanted(reward="sprites-image")
+    write_export(
+        tmp_path,
+        weights_sha256=weights_hash(wanted.reward, ""),
+        constants={"asked": wanted.sizes},
+    )
+    found = door.there_already(dataclasses.replace(wanted, **changes), tmp_path)
+    assert (found is None) == again
 
 
 def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, capsys):
