@@ -76,8 +76,9 @@ class Language(nn.Module):
         out = ReadOut(at, self.places[:length] <= at[:, None])
         *first, last = self.layers
         for layer in first:
-            x = layer(x, turn)
-        return self.head(self.norm(last(x, turn, out)).to(self.head_dtype))
+            x, _ = layer(x, turn)
+        x, _ = last(x, turn, out=out)
+        return self.head(self.norm(x).to(self.head_dtype))
 
 
 @dataclass(frozen=True, slots=True)
