@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from runtime import manifest
 from runtime.exported import ENGINES, FILE, RANDOM, Exported, read_export, weights_sha256
 from runtime.graph import GraphRunner
 from runtime.rewards import PUBLISHED, REWARDS, assemble, load_reward, published_folder
 from runtime.settings import RewardSettings
+from runtime.standins import Backing, GivesWay, captured, compiled, first_line, looks_and_reads
 from runtime.types import Compiled, RewardModel
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 ON_GRAPHS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 WEIGHTS = "model.safetensors"
 OWN_FILES = ("rubric.txt", "questions.json")  # that users put beside a reward's weights
-PAD_TOKENS = 64  # sequences are padded to multiples, so that prompts share recordings
 
 
 @runtime_checkable
@@ -42,24 +41,6 @@ class Replaceable(Protocol):
     """A reward whose network may be replaced by another that is called alike."""
 
     net: Any
-
-
-@dataclass
-class Backing:
-    """What a reward runs on. ``fallbacks`` counts engines that gave way to torch."""
-
-    name: str
-    why: str = ""
-    fallbacks: int = 0
-
-    def give_way(self, reason: str) -> None:
-        """Torch from now on, said once."""
-        log.warning("%s failed (%s): torch runs this reward from now on", self.name, reason)
-        self.name, self.why = "torch", f"{self.name} failed: {reason}"
-        self.fallbacks += 1
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.why})" if self.why else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +63,7 @@ def load_backed(
 
     def load(name: str) -> RewardModel:
         model, backings[name] = _load(name, reward, place)
+        log.info("reward %s runs on %s", name, backings[name])
         return model
 
     return assemble(expression, reward.statistics, load), backings
@@ -97,7 +79,7 @@ def _load(name: str, reward: RewardSettings, place: Place) -> tuple[RewardModel,
         try:
             return _on_graphs(name, "tensorrt", reward, place)
         except (ValueError, RuntimeError) as error:
-            log.warning("reward %s: no tensorrt here (%s)", name, _first_line(error))
+            log.warning("reward %s: no tensorrt here (%s)", name, first_line(error))
     model = load_reward(name, str(place.device), reward.weights, place.dtype)
     if asked == "auto":
         return model, _settle(model, place.device)
@@ -116,116 +98,11 @@ def _settle(model: RewardModel, device: torch.device) -> Backing:
         return Backing("torch", "auto: the CPU gains nothing from graphs")
     if not isinstance(model, Replaceable):
         return Backing("torch", "auto: it has no network that could be captured")
-    if _looks_and_reads(model.net):
+    if looks_and_reads(model.net):
         # About 1,000 launches of 5 us for 150 ms of work, and a recording for every number of pictures.
         return Backing("torch", "auto: its launches are nothing beside its work")
     model.net = captured(model.net, device)
     return Backing("captured", "auto: no engines")
-
-
-def captured(net: Any, device: torch.device, mode: str = "cuda") -> Any:
-    """``net`` with its work recorded by shape; ``mode`` as ``GraphRunner`` has them. ValueError for "cuda" on a CPU."""
-    if mode == "cuda" and device.type != "cuda":
-        raise ValueError(
-            f"reward.backend='captured': wants a GPU, got device {device}; use 'torch'"
-        )
-    runner = GraphRunner(mode, device)
-    return CapturedNetwork(net, runner) if _looks_and_reads(net) else CapturedCall(net, runner)
-
-
-def compiled(net: Any, device: torch.device) -> Any:
-    """``net`` by torch.compile, for any batch size."""
-    if _looks_and_reads(net):
-        return CompiledNetwork(net)
-    return torch.compile(net, dynamic=True)
-
-
-class CapturedNetwork:
-    """``rewards.qwen2vl.Network`` with looking and reading recorded; sequences are padded, so that there are few lengths."""
-
-    def __init__(self, net: Any, runner: GraphRunner) -> None:
-        self.net, self.runner = net, runner
-
-    def look(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        key = "look", tuple(grid), tuple(patches.shape)
-        # Outputs hold until the next replay, and a caller may look twice before it reads.
-        return self.runner.run(key, lambda seen: (self.net.look(seen, grid),), (patches,))[
-            0
-        ].clone()
-
-    def embed(self, ids: Tensor) -> Tensor:
-        return self.net.embed(ids)
-
-    def read(self, x: Tensor, at: Tensor) -> Tensor:
-        padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[1] % PAD_TOKENS))
-        key = "read", tuple(padded.shape), len(at)
-        return self.runner.run(key, lambda *given: (self.net.read(*given),), (padded, at))[
-            0
-        ].clone()
-
-    def read_parts(self, parts: Any, at: Tensor) -> Tensor:
-        """Called, not recorded: the shapes follow how histories branch, and few launches do much work."""
-        return self.net.read_parts(parts, at)
-
-
-class CapturedCall:
-    """A network that takes frames and returns a named tuple of tensors, recorded by shape."""
-
-    def __init__(self, net: Callable[[Tensor], Any], runner: GraphRunner) -> None:
-        self.net, self.runner = net, runner
-        self.kinds: dict[tuple[int, ...], Callable[..., Any]] = {}
-
-    def __call__(self, frames: Tensor) -> Any:
-        shape = tuple(frames.shape)
-
-        def work(frames: Tensor) -> tuple[Tensor, ...]:
-            reading = self.net(frames)
-            self.kinds[shape] = type(reading)
-            return tuple(reading)
-
-        parts = self.runner.run(shape, work, (frames,))
-        return self.kinds[shape](*(part.clone() for part in parts))
-
-
-class CompiledNetwork:
-    """``rewards.qwen2vl.Network`` with looking and reading compiled."""
-
-    def __init__(self, net: Any) -> None:
-        self.look = torch.compile(net.look, dynamic=True)
-        self.read = torch.compile(net.read, dynamic=True)
-        self.embed = net.embed
-
-
-class GivesWay:
-    """A network on engines, until one fails: then torch's, for good."""
-
-    def __init__(self, net: Any, failure: type[Exception] | tuple[()], instead: Callable[[], Any], backing: Backing) -> None:  # fmt: skip
-        self.net, self.failure, self.instead, self.backing = net, failure, instead, backing
-
-    def look(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        return self._try(lambda net: net.look(patches, grid))
-
-    def embed(self, ids: Tensor) -> Tensor:
-        return self.net.embed(ids)
-
-    def read(self, x: Tensor, at: Tensor) -> Tensor:
-        return self._try(lambda net: net.read(x, at))
-
-    def __call__(self, frames: Tensor) -> Any:
-        return self._try(lambda net: net(frames))
-
-    def _try(self, work: Callable[[Any], Any]) -> Any:
-        try:
-            return work(self.net)
-        except self.failure as error:
-            if self.backing.fallbacks:
-                raise
-            reason = _first_line(error)
-        # Out of the handler, whose traceback holds the engine's memory.
-        self.backing.give_way(reason)
-        self.net = None  # its memory is needed for what comes instead
-        self.net = self.instead()
-        return work(self.net)
 
 
 def _on_graphs(
@@ -252,7 +129,7 @@ def _on_graphs(
     except KeyError as error:
         raise ValueError(f"{exported.folder / FILE}: has no graph {error}; export again") from None
     except failure as error:
-        backing.give_way(_first_line(error))
+        backing.give_way(first_line(error))
     else:
         if failure:
             model.net = GivesWay(model.net, failure, lambda: by_torch().net, backing)
@@ -337,18 +214,3 @@ def weights_hash(name: str, weights: str) -> str:
     if path is None:
         return RANDOM
     return weights_sha256(path / WEIGHTS if name in PUBLISHED else path)
-
-
-def _looks_and_reads(net: Any) -> bool:
-    return hasattr(net, "look") and hasattr(net, "read")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def describe(backings: Mapping[str, Backing]) -> str:
-    """Which model runs on what, for people."""
-    if len(backings) == 1:
-        return str(*backings.values())
-    return ", ".join(f"{name}: {backing}" for name, backing in backings.items())

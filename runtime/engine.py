@@ -111,10 +111,7 @@ class Engine:
             "adaln": dit,
             "linears": generator.dit.linears,
             "graphs": self.denoiser.graphs.mode,
-            **{
-                role: ", ".join(dict.fromkeys(backing.name for backing in backings.values()))
-                for role, backings in self.parts.backings.items()
-            },
+            **self.parts.running,
         }
 
     def unknown_words(self, prompt: str) -> list[str]:

@@ -31,6 +31,14 @@ class Parts:
     # What the rewards run on, by role and by the names of their models.
     backings: Mapping[str, Mapping[str, Backing]] = field(default_factory=dict)
 
+    @property
+    def running(self) -> dict[str, str]:
+        """Role of a reward -> what its models run on now; an engine may have given way."""
+        return {
+            role: ", ".join(dict.fromkeys(one.name for one in models.values()))
+            for role, models in self.backings.items()
+        }
+
     @staticmethod
     def load(settings: Settings) -> Parts:
         run, reward, policy = settings.run, settings.reward, build_policy_of(settings)

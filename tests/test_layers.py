@@ -61,6 +61,7 @@ HALVES = {
     "runtime.remembering",
     "runtime.speculation",
     "runtime.backends",
+    "runtime.standins",
     "runtime.recaching",
 }  # of the engine, too long for one file
 DOORS = {

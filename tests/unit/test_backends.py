@@ -7,18 +7,10 @@ import pytest
 import torch
 
 from runtime import backends
-from runtime.backends import (
-    Backing,
-    GivesWay,
-    Place,
-    captured,
-    describe,
-    find_export,
-    load_backed,
-    weights_hash,
-)
+from runtime.backends import Place, find_export, load_backed, weights_hash
 from runtime.rewards import load_reward
 from runtime.settings import RewardSettings
+from runtime.standins import Backing, GivesWay, captured
 from runtime.types import Clip
 from tests.export_folder import write_export
 from tests.reward_folder import write_folder
@@ -42,7 +34,7 @@ def test_auto_is_torch_on_the_cpu_and_says_so(name):
     reward, backings = load_backed(name, RewardSettings(), CPU)
     backing = backings[name]
     assert backing.name == "torch" and backing.fallbacks == 0
-    assert describe(backings).startswith("torch (auto: ")
+    assert str(backing).startswith("torch (auto: ")
     assert torch.equal(reward.score(clip()), load_reward(name).score(clip()))
 
 
@@ -97,7 +89,7 @@ def test_the_members_of_an_ensemble_have_a_backing_each():
     reward, backings = load_backed("sprites-image*0.5+sprites-video", RewardSettings(), CPU)
     assert reward.score(clip()).shape == (2,)
     assert list(backings) == ["sprites-image", "sprites-video"]
-    assert describe(backings).startswith("sprites-image: torch (auto: ")
+    assert all(str(one).startswith("torch (auto: ") for one in backings.values())
 
 
 def test_graphs_of_other_weights_are_refused_with_both_hashes(tmp_path):
