@@ -22,7 +22,7 @@ test: $(VENV)/.built
 	$(RUN) -m ruff format --check .
 	rm -rf build/typed && $(RUN) setup.py -q build_py --build-lib build/typed
 	cd build/typed && ../../$(RUN) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
-	TRITON_INTERPRET=1 $(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info runtime/_C.*.so

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime import generators
-from runtime.rewards import hpsv3, videoalign
+from runtime.rewards.hpsv3 import HPSv3
+from runtime.rewards.videoalign import VideoAlign
 
 LAYERS = 2
 DEPTHS = {"dit": "layers", "text": "num_layers"}
@@ -23,11 +24,11 @@ def make_shallow(monkeypatch, folder: Path) -> None:
         sizes["config"][key] = LAYERS
         path.write_text(json.dumps(sizes))
     monkeypatch.setitem(generators.GENERATORS, "wan-1.3b", generators.Row(str(folder), "random"))
-    for module in (hpsv3, videoalign):
-        config = module.KIND.config
+    for reward in (HPSv3, VideoAlign):
+        config = reward.kind.config
         config = replace(
             config,
             text=replace(config.text, num_hidden_layers=LAYERS),
             vision=replace(config.vision, depth=LAYERS),
         )
-        monkeypatch.setattr(module, "KIND", replace(module.KIND, config=config))
+        monkeypatch.setattr(reward, "kind", replace(reward.kind, config=config))

@@ -5,15 +5,12 @@ Legend: B clips, T frames of a clip, N frames, W words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.rewards.graphs import WholeNetwork
 from runtime.rewards.sprites_net import (
     WEIGHTS,
     WIDE,
@@ -24,10 +21,9 @@ from runtime.rewards.sprites_net import (
     known_words,
     pool,
     prepare,
-    read_words,
 )
-from runtime.types import Clip, Compiled
-from runtime.weights import load_weights_
+from runtime.rewards.sprites_reward import SpritesReward
+from runtime.types import Clip
 
 FRAMES_AT_ONCE = 256  # bounds the memory of one forward pass
 
@@ -55,45 +51,12 @@ class ImageNet(nn.Module):
         return FrameReading(self.quality(seen)[:, 0], self.agreement(seen))
 
 
-class SpritesImageReward:
+class SpritesImageReward(SpritesReward):
     """Mean over frames of (quality + alignment) / 2, about 0 to 1. Looks at the newest chunk only."""
 
     horizon = 1
     packaged = WEIGHTS / "image.safetensors"
-
-    def __init__(self, net: ImageNet, words: tuple[str, ...], device: torch.device) -> None:
-        self.net: Callable[[Tensor], FrameReading] = (
-            net.to(device, torch.float32).eval().requires_grad_(False)
-        )
-        self.words = words
-        self.device = device
-
-    @classmethod
-    def load(
-        cls, device: str | torch.device = "cpu", path: str | Path | None = None
-    ) -> SpritesImageReward:
-        """The trained reward from ``path`` (a .safetensors file with a .json beside it), by default the packaged one.
-
-        Raises ValueError for a missing or wrong file, naming file and key.
-        """
-        path = Path(path) if path else cls.packaged
-        words = read_words(path)
-        net = ImageNet(len(words))
-        load_weights_(net, path)
-        return cls(net, words, torch.device(device))
-
-    @classmethod
-    def on_graphs(
-        cls,
-        device: str | torch.device,
-        path: str | Path | None,
-        graphs: Mapping[str, Compiled],
-        constants: Mapping[str, Any],
-    ) -> SpritesImageReward:
-        """On the exported graph of these weights, which are small enough to be read all the same."""
-        reward = cls.load(device, path)
-        reward.net = WholeNetwork(graphs["whole"], FrameReading)
-        return reward
+    network, reading = ImageNet, FrameReading
 
     @torch.inference_mode()
     def detail(self, clip: Clip) -> Tensor:

@@ -9,16 +9,13 @@ Legend: B clips, T frames of a clip, n seen frames, K position heads, C features
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.kernels.philox import upload
-from runtime.rewards.graphs import WholeNetwork
 from runtime.rewards.sprites_net import (
     CELLS,
     NARROW,
@@ -31,10 +28,9 @@ from runtime.rewards.sprites_net import (
     known_words,
     pool,
     prepare,
-    read_words,
 )
-from runtime.types import Clip, Compiled
-from runtime.weights import load_weights_
+from runtime.rewards.sprites_reward import SpritesReward
+from runtime.types import Clip
 
 STRIDE = 2  # frames between two seen frames
 HEADS = 4
@@ -156,45 +152,12 @@ def turn(places: Tensor) -> Tensor:
     return torch.cat((torch.zeros_like(places[:, :1]), moved), 1)
 
 
-class SpritesVideoReward:
+class SpritesVideoReward(SpritesReward):
     """VQ + MQ + TA, about 0 to 3, over up to ten chunks at 16 frames a second."""
 
     horizon = 10
     packaged = WEIGHTS / "video.safetensors"
-
-    def __init__(self, net: VideoNet, words: tuple[str, ...], device: torch.device) -> None:
-        self.net: Callable[[Tensor], ClipReading] = (
-            net.to(device, torch.float32).eval().requires_grad_(False)
-        )
-        self.words = words
-        self.device = device
-
-    @classmethod
-    def load(
-        cls, device: str | torch.device = "cpu", path: str | Path | None = None
-    ) -> SpritesVideoReward:
-        """The trained reward from ``path`` (a .safetensors file with a .json beside it), by default the packaged one.
-
-        Raises ValueError for a missing or wrong file, naming file and key.
-        """
-        path = Path(path) if path else cls.packaged
-        words = read_words(path)
-        net = VideoNet(len(words))
-        load_weights_(net, path)
-        return cls(net, words, torch.device(device))
-
-    @classmethod
-    def on_graphs(
-        cls,
-        device: str | torch.device,
-        path: str | Path | None,
-        graphs: Mapping[str, Compiled],
-        constants: Mapping[str, Any],
-    ) -> SpritesVideoReward:
-        """On the exported graph of these weights, which are small enough to be read all the same."""
-        reward = cls.load(device, path)
-        reward.net = WholeNetwork(graphs["whole"], ClipReading)
-        return reward
+    network, reading = VideoNet, ClipReading
 
     def picks(self, frames: int, fps: int) -> range:
         """See ``seen_frames``."""

@@ -174,7 +174,7 @@ def test_a_new_prompt_in_mid_video_waits_no_more_than_the_first_one(rehearse):
     check_videos(run)
     assert all(waits == Counter([DECISION]) for waits in run.waits), run.waits
     assert [bool(copies) for copies in run.pageable] == [index in (0, 4) for index in range(6)]
-    assert run.pageable[4] == run.pageable[0]
+    assert run.pageable[4] == Counter(["runtime/generators/text.py:encode"])
     check_launches(run.gpu)
 
 
