@@ -157,6 +157,7 @@ asked vae && step "vae" 15 90 "$PYTHON" -m runtime.bench.vae --skip-tests "${row
 if asked rewards; then
   # The first asks every installed library whether it runs on this GPU; its log holds the answers in words.
   step "engines" 10 90 "$PYTHON" -m runtime.bench.engines --json "$ROWS/engines.json"
+  step "sharing" 30 90 "$PYTHON" -m runtime.bench.sharing "${rows[@]:0:2}" --budget-ms 4000
   step "reward graphs" 30 150 "$PYTHON" -m runtime.bench.reward_graphs --skip-tests "${rows[@]}" --json "$ROWS/reward-graphs.json"
 fi
 if asked tune && [ -n "$TUNE" ]; then
