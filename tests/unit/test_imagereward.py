@@ -232,7 +232,7 @@ def test_a_half_precision_file_and_network_score_nearly_the_same(folder):
     narrow = load_reward("imagereward", "cpu", str(folder), torch.bfloat16)
     assert (
         narrow.dtype == torch.bfloat16
-        and narrow.network.mlp.layers[0].weight.dtype == torch.float32
+        and narrow.net.mlp.layers[0].weight.dtype == torch.float32
     )
     assert (narrow.score(clip()) - want).abs().max() < 0.15 * want.std() + 0.05
 
