@@ -43,7 +43,9 @@ class Reader(Protocol):
     """What a picture network makes of a prompt, once for all its pictures. Also an ``nn.Module``: the network, or its part."""
 
     side: int  # of its squares, pixels
-    inputs: tuple[str, ...]  # of the network, as its graph calls them: pixels, and what ``read`` returns
+    inputs: tuple[
+        str, ...
+    ]  # of the network, as its graph calls them: pixels, and what ``read`` returns
 
     def read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Token ids and what is not padding, [L] int64 each -> whatever the network wants to know of the prompt."""
