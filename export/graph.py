@@ -36,6 +36,7 @@ def write_graph(name: str, piece: Piece, folder: Path, settle: Settle | None = N
             (settle or transpose_)(model, node)
     tidy_(model)
     check_nodes(name, model)
+    check_axes(name, model, piece)
     path = folder / f"{name}.onnx"
     save(model, path)
     data = path.with_suffix(".onnx.data")
@@ -165,6 +166,17 @@ def check_nodes(name: str, model: Any) -> None:
         raise RuntimeError(
             f"{name}: want standard operators without decisions, got {', '.join(foreign + deciding)}"
         )
+
+
+def check_axes(name: str, model: Any, piece: Piece) -> None:
+    """RuntimeError that names an axis which shall be free and which the tracer took for a constant, as ``len(x)`` makes it."""
+    for given in model.graph.inputs:
+        for axis, side in zip(piece.inputs[given.name].shape, given.shape, strict=True):
+            if isinstance(axis, str) and isinstance(side, int):
+                raise RuntimeError(
+                    f"{name}: {given.name}: want a free axis {axis}, got the constant {side}; "
+                    "the module reads that size as a number"
+                )
 
 
 def save(model: Any, path: Path) -> None:

@@ -17,7 +17,10 @@ from runtime.exported import Port, Range
 from runtime.types import Clip, RewardModel
 
 RECIPES = {  # reward -> the function that says how it is exported
+    "clip-h": "runtime.export.pictures:pictures",
     "hpsv3": "runtime.export.qwen2vl:hpsv3",
+    "imagereward": "runtime.export.pictures:pictures",
+    "mps": "runtime.export.pictures:pictures",
     "sprites-image": "runtime.export.sprites:image",
     "sprites-video": "runtime.export.sprites:video",
     "videoalign": "runtime.export.qwen2vl:videoalign",

@@ -84,22 +84,24 @@ class CapturedNetwork:
 
 
 class CapturedCall:
-    """A network that takes frames and returns a named tuple of tensors, recorded by shape."""
+    """A network that takes tensors and returns one, or a named tuple of them, recorded by shapes."""
 
-    def __init__(self, net: Callable[[Tensor], Any], runner: GraphRunner) -> None:
+    def __init__(self, net: Callable[..., Any], runner: GraphRunner) -> None:
         self.net, self.runner = net, runner
-        self.kinds: dict[tuple[int, ...], Callable[..., Any]] = {}
+        self.kinds: dict[tuple[tuple[int, ...], ...], type[Any]] = {}  # of what it returns
 
-    def __call__(self, frames: Tensor) -> Any:
-        shape = tuple(frames.shape)
+    def __call__(self, *given: Tensor) -> Any:
+        shapes = tuple(tuple(tensor.shape) for tensor in given)
 
-        def work(frames: Tensor) -> tuple[Tensor, ...]:
-            reading = self.net(frames)
-            self.kinds[shape] = type(reading)
-            return tuple(reading)
+        def work(*fixed: Tensor) -> tuple[Tensor, ...]:
+            made = self.net(*fixed)
+            self.kinds[shapes] = type(made)
+            return (made,) if isinstance(made, Tensor) else tuple(made)
 
-        parts = self.runner.run(shape, work, (frames,))
-        return self.kinds[shape](*(part.clone() for part in parts))
+        # Outputs hold until the next replay.
+        parts = [part.clone() for part in self.runner.run(shapes, work, given)]
+        kind = self.kinds[shapes]
+        return parts[0] if issubclass(kind, Tensor) else kind(*parts)
 
 
 class CompiledNetwork:
@@ -126,8 +128,8 @@ class GivesWay:
     def read(self, x: Tensor, at: Tensor) -> Tensor:
         return self._try(lambda net: net.read(x, at))
 
-    def __call__(self, frames: Tensor) -> Any:
-        return self._try(lambda net: net(frames))
+    def __call__(self, *given: Tensor) -> Any:
+        return self._try(lambda net: net(*given))
 
     def _try(self, work: Callable[[Any], Any]) -> Any:
         try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
@@ -106,4 +107,17 @@ def write_pictures(root: Path, name: str, **changes: Any) -> Path:
     if name == "mps":
         (folder / "condition.txt").write_text(CONDITION)
     save_file(dict(small_net(name).state_dict()), folder / "model.safetensors")
+    return root
+
+
+def write_shallow(root: Path, name: str) -> Path:
+    """The same with one layer of every kind, for whoever traces it."""
+    folder = write_pictures(root, name) / name
+    table = json.loads((folder / "config.json").read_text())
+    for part in (table, table.get("text_config", {}), table.get("vision_config", {})):
+        part.update({key: 1 for key in part if key.endswith("_layers")})
+    (folder / "config.json").write_text(json.dumps(table))
+    path = folder / "model.safetensors"
+    kept = {key: value for key, value in load_file(path).items() if not re.search(r"\.(layers?|blocks)\.1\.", key)}  # fmt: skip
+    save_file(kept, path)
     return root

@@ -11,7 +11,10 @@ from torch import nn
 from runtime.export.graph import write_graph
 from runtime.export.pieces import Wanted, make_plan
 from runtime.exported import GraphSpec
+from tests.picture_folder import write_shallow
 from tests.reward_folder import SIZES, write_folder
+
+PICTURES = ("clip-h", "imagereward", "mps")
 
 
 def small_pieces(
@@ -19,7 +22,9 @@ def small_pieces(
 ) -> Iterator[tuple[Path, GraphSpec, nn.Module]]:
     """(file, entry of export.json, module) of each graph that the rewards do not share: VideoAlign looks as HPSv3 does."""
     wanted = Wanted(reward=name, precision=precision)
-    if not name.startswith("sprites"):
+    if name in PICTURES:
+        wanted = dataclasses.replace(wanted, weights=str(write_shallow(folder, name)))
+    elif not name.startswith("sprites"):
         # One layer of the decoder is its last; the precision that rewards are published in gets one before it.
         layers = 2 if precision == "bf16" else 1
         vision = {**SIZES["vision_config"], "depth": 1}

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.rewards.pictures import embedded_patches, hidden
+
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 WIDTHS = (1024, 128, 64, 16, 1)  # of the head
 DROPOUTS = (1, 3, 5)  # places among the published head's layers, which are numbered with them
@@ -59,6 +61,17 @@ class BlipConfig:
     @property
     def patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+    def flops(self, text_tokens: int) -> int:
+        """Of one picture: two for every multiplication of its matrices and of attention."""
+        S, L, V, E = 1 + self.patches, text_tokens, self.vision_width, self.hidden_size
+        block = 2 * S * V * V * 12 + 4 * S * S * V
+        own = 2 * L * E * E * 4 + 4 * L * L * E
+        cross = 2 * L * E * E * 2 + 2 * S * V * E * 2 + 4 * L * S * E
+        patches = 2 * self.patches * 3 * self.patch_size**2 * V
+        head = 2 * sum(a * b for a, b in zip((E, *WIDTHS), WIDTHS, strict=False))
+        layer = own + cross + 4 * L * E * self.intermediate_size
+        return patches + self.vision_layers * block + self.num_hidden_layers * layer + head
 
 
 class VisionAttention(nn.Module):
@@ -105,7 +118,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, patch, stride=patch)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.proj(pixels).flatten(2).transpose(1, 2)
+        return embedded_patches(pixels, self.proj)
 
 
 class VisionTransformer(nn.Module):
@@ -122,7 +135,9 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.patch_embed(pixels)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), 1) + self.pos_embed
+        # ``len`` would be a constant to whoever traces this.
+        first = self.cls_token.expand(x.shape[0], -1, -1)
+        x = torch.cat((first, x), 1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -220,7 +235,7 @@ class TextEncoder(nn.Module):
         self.encoder = Layers(config)
 
     def forward(self, x: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
-        """x [N, L, E], seen [N, 1 + P, V], mask [1, 1, 1, L] True for words -> [N, L, E]."""
+        """x [N, L, E], seen [N, 1 + P, V], mask [1, 1, 1, L] as ``hidden`` makes it -> [N, L, E]."""
         for layer in self.encoder.layer:
             x = layer(x, seen, mask)
         return x
@@ -250,8 +265,28 @@ class Head(nn.Module):
         return self.layers(x)
 
 
+class BlipReader(nn.Module):
+    """Reads prompts for ``ImageRewardNet``: all that is left to torch where a graph sees the pictures."""
+
+    inputs = ("pixels", "words", "hidden")
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.config, self.side = config, config.image_size
+        self.embeddings = Embeddings(config)
+
+    def read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``ImageRewardNet.read``."""
+        return read_words(self.embeddings, ids, mask)
+
+    def flops(self, text_tokens: int) -> int:
+        return self.config.flops(text_tokens)
+
+
 class ImageRewardNet(nn.Module):
     """The whole network. ``blip`` and ``mlp`` are the names in the published checkpoint."""
+
+    inputs = BlipReader.inputs
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
@@ -260,23 +295,20 @@ class ImageRewardNet(nn.Module):
         self.mlp = Head(config.hidden_size)
 
     def read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """ids, mask [L] -> embedded words [1, L, E] and where they are, [1, 1, 1, L] bool."""
-        return self.blip.text_encoder.embeddings(ids[None]), mask.bool().view(1, 1, 1, -1)
+        """ids, mask [L] -> embedded words [1, L, E] and what hides the padding, [1, 1, 1, L]."""
+        return read_words(self.blip.text_encoder.embeddings, ids, mask)
 
-    def forward(self, pixels: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, words: Tensor, hidden: Tensor) -> Tensor:
         """pixels [N, 3, S, S] -> scores [N] float32."""
         seen = self.blip.visual_encoder(pixels)
-        said = self.blip.text_encoder(words.expand(len(pixels), -1, -1), seen, mask)
+        said = self.blip.text_encoder(words.expand(pixels.shape[0], -1, -1), seen, hidden)
         return (self.mlp(said[:, 0].float())[:, 0] - MEAN) / STD
 
     def flops(self, text_tokens: int) -> int:
-        """Of one picture: two for every multiplication of its matrices and of attention."""
-        c, S, L = self.config, 1 + self.config.patches, text_tokens
-        V, E = c.vision_width, c.hidden_size
-        block = 2 * S * V * V * 12 + 4 * S * S * V
-        own = 2 * L * E * E * 4 + 4 * L * L * E
-        cross = 2 * L * E * E * 2 + 2 * S * V * E * 2 + 4 * L * S * E
-        patches = 2 * c.patches * 3 * c.patch_size**2 * V
-        head = 2 * sum(a * b for a, b in zip((E, *WIDTHS), WIDTHS, strict=False))
-        layer = own + cross + 4 * L * E * c.intermediate_size
-        return patches + c.vision_layers * block + c.num_hidden_layers * layer + head
+        return self.config.flops(text_tokens)
+
+
+def read_words(embeddings: Embeddings, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """ids, mask [L] -> embedded words [1, L, E] and what hides the padding, [1, 1, 1, L]."""
+    words = embeddings(ids[None])
+    return words, hidden(mask.bool(), words.dtype)

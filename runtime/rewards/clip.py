@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.rewards.pictures import embedded_patches
+
 EPS = 1e-5
 ACTIVATIONS = ("gelu", "quick_gelu")
 
@@ -175,8 +177,9 @@ class VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(1 + config.patches, config.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
-        first = self.class_embedding.expand(len(x), 1, -1)
+        x = embedded_patches(pixels, self.patch_embedding)
+        # ``len`` would be a constant to whoever traces this.
+        first = self.class_embedding.expand(x.shape[0], 1, -1)
         return torch.cat((first, x), 1) + self.position_embedding.weight
 
 
@@ -194,16 +197,14 @@ class VisionTower(nn.Module):
         return self.encoder(self.pre_layrnorm(self.embeddings(pixels)))
 
 
-class ClipTowers(nn.Module):
-    """Both towers and their way into one space."""
+class ClipText(nn.Module):
+    """The text's tower and its way into the space of both: all that is left to torch where a graph sees the pictures."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config, self.side = config, config.vision.image_size
         self.logit_scale = nn.Parameter(torch.empty(()))
         self.text_model = TextTower(config.text)
-        self.vision_model = VisionTower(config.vision)
-        self.visual_projection = nn.Linear(config.vision.hidden_size, config.projection_dim, bias=False)  # fmt: skip
         self.text_projection = nn.Linear(config.text.hidden_size, config.projection_dim, bias=False)
 
     def texts(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,13 +213,22 @@ class ClipTowers(nn.Module):
         last = ids.argmax(1).view(-1, 1, 1).expand(-1, 1, tokens.shape[-1])
         return tokens, tokens.gather(1, last)[:, 0]
 
-    def picture(self, pixels: Tensor) -> Tensor:
-        """pixels [N, 3, S, S] -> [N, J]."""
-        first = self.vision_model(pixels)[:, 0]
-        return self.visual_projection(self.vision_model.post_layernorm(first))
-
     def flops(self) -> int:
         """Of one picture, into the joint space."""
         vision = self.config.vision
         patches = 6 * vision.patches * vision.patch_size**2 * vision.hidden_size
         return patches + vision.flops(1 + vision.patches)
+
+
+class ClipTowers(ClipText):
+    """Both towers and their way into one space."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__(config)
+        self.vision_model = VisionTower(config.vision)
+        self.visual_projection = nn.Linear(config.vision.hidden_size, config.projection_dim, bias=False)  # fmt: skip
+
+    def picture(self, pixels: Tensor) -> Tensor:
+        """pixels [N, 3, S, S] -> [N, J]."""
+        first = self.vision_model(pixels)[:, 0]
+        return self.visual_projection(self.vision_model.post_layernorm(first))

@@ -1,4 +1,4 @@
-"""Puts exported graphs where a reward's network was: Qwen2-VL on two graphs, the embedded rewards on one.
+"""Puts exported graphs where a reward's network was: Qwen2-VL on two graphs, the others on one.
 
 A graph's outputs are good until its next call, so what is kept beyond that is copied.
 Legend: N rows, P patches of a picture, S tokens, B bucket length, R read-out tokens, O outputs of the head, E width.
@@ -6,7 +6,7 @@ Legend: N rows, P patches of a picture, S tokens, B bucket length, R read-out to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -38,16 +38,35 @@ class Limits:
     @staticmethod
     def read(constants: Mapping[str, Any]) -> Limits:
         """ValueError names a constant that is missing or wrong."""
-        dtype = constants.get("dtype")
-        if dtype not in ("float32", "float16", "bfloat16"):
-            raise ValueError(f"constants.dtype: want float32, float16 or bfloat16, got {dtype!r}")
+        dtype = _dtype(constants)
         grid, buckets = _numbers(constants, "grid"), _numbers(constants, "buckets")
         if len(grid) != 2:
             raise ValueError(f"constants.grid: want rows and columns, got {list(grid)}")
         if sorted(set(buckets)) != list(buckets):
             raise ValueError(f"constants.buckets: want rising lengths, got {list(buckets)}")
         (pictures,), (rows,) = (_numbers(constants, name) for name in ("pictures", "rows"))
-        return Limits(getattr(torch, dtype), (grid[0], grid[1]), buckets, pictures, rows)
+        return Limits(dtype, (grid[0], grid[1]), buckets, pictures, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureLimits:
+    """What the exported graph of a picture network was made for."""
+
+    dtype: torch.dtype  # of pixels and weights
+    pictures: int  # at once
+
+    @staticmethod
+    def read(constants: Mapping[str, Any]) -> PictureLimits:
+        """ValueError names a constant that is missing or wrong."""
+        (pictures,) = _numbers(constants, "pictures")
+        return PictureLimits(_dtype(constants), pictures)
+
+
+def _dtype(constants: Mapping[str, Any]) -> torch.dtype:
+    name = constants.get("dtype")
+    if name not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"constants.dtype: want float32, float16 or bfloat16, got {name!r}")
+    return getattr(torch, name)
 
 
 def _numbers(constants: Mapping[str, Any], name: str) -> tuple[int, ...]:
@@ -117,14 +136,34 @@ class GraphNetwork:
 
 
 class WholeNetwork(Generic[Reading]):
-    """A network of one graph that reads frames, behind the call of the module that it replaces."""
+    """A network of one graph, behind the call of the module that it replaces."""
 
-    def __init__(self, graph: Compiled, reading: Callable[..., Reading]) -> None:
-        self.graph, self.reading = graph, reading
+    def __init__(
+        self,
+        graph: Compiled,
+        reading: Callable[..., Reading],
+        inputs: Sequence[str] = ("frames",),
+    ) -> None:
+        """``inputs`` are the graph's names for the arguments of a call, in order."""
+        self.graph, self.reading, self.inputs = graph, reading, inputs
 
-    def __call__(self, frames: Tensor) -> Reading:
-        """frames -> ``reading`` of the graph's outputs by name; good until the next call."""
-        return self.reading(**self.graph({"frames": frames.contiguous()}))
+    def __call__(self, *given: Tensor) -> Reading:
+        """``reading`` of the graph's outputs by name; they are good until the next call."""
+        tensors = {name: x.contiguous() for name, x in zip(self.inputs, given, strict=True)}
+        return self.reading(**self.graph(tensors))
+
+
+def load_part_(
+    module: nn.Module, path: Path, prefix: str, device: torch.device | str, dtype: torch.dtype
+) -> None:
+    """Fill ``module`` from the tensors of ``path`` that are its own behind ``prefix``; the others are not read."""
+    stored = Stored(path)
+    wanted = {prefix + name: tuple(value.shape) for name, value in module.state_dict().items()}
+    stored = compared(stored, wanted, stored.shapes.keys() - wanted.keys())
+    tensors = {name: stored[name].to(device, dtype) for name in wanted}
+    refuse_infinite(path, tensors)
+    fresh = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    module.load_state_dict(fresh, assign=True)
 
 
 def load_embedding(

@@ -8,17 +8,22 @@ Source  Xu et al., "ImageReward: Learning and Evaluating Human Preferences for T
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from runtime.rewards.blip import BlipConfig, ImageRewardNet
+from runtime.rewards.blip import BlipConfig, BlipReader, ImageRewardNet
 from runtime.rewards.fixed_words import ByteWords, FixedWords
-from runtime.rewards.pictures import PictureReward
+from runtime.rewards.graphs import PictureLimits, load_part_
+from runtime.rewards.pictures import PictureReward, Script
+from runtime.types import Compiled
 from runtime.weights import fill_random_, load_weights_, read_config
 
 TOKENS = 35
 PAD = "[PAD]"
+EMBEDDINGS = "blip.text_encoder.embeddings."
 
 
 class ImageReward(PictureReward):
@@ -27,12 +32,14 @@ class ImageReward(PictureReward):
     @classmethod
     def random(cls, device: str | torch.device = "cpu", dtype: torch.dtype = torch.bfloat16) -> ImageReward:  # fmt: skip
         """At full size with random weights, for timing."""
-        config = BlipConfig()
+        config, script = read_setup(None)
         with torch.device("meta"):
             net = ImageRewardNet(config)
         fill_random_(net.blip, device, dtype)
+        # By themselves, as ``on_graphs`` draws them.
+        fill_random_(net.blip.text_encoder.embeddings, device, dtype)
         fill_random_(net.mlp, device, torch.float32)
-        return cls(net, ByteWords(TOKENS, 256))
+        return cls(net, script)
 
     @classmethod
     def load(
@@ -43,15 +50,42 @@ class ImageReward(PictureReward):
         ``python -m runtime.convert imagereward`` makes such a folder. config.json is the published med_config.json; it
         may also set vision_width, vision_layers, vision_heads, image_size and patch_size.
         """
-        table = read_config(path / "config.json")
-        try:
-            config = BlipConfig.read(table)
-        except ValueError as error:
-            raise ValueError(f"{path / 'config.json'}: {error}") from None
+        config, script = read_setup(path)
         with torch.device("meta"):
             net = ImageRewardNet(config)
-        script = FixedWords(path / "tokenizer.json", TOKENS, PAD, config.vocab_size)
         load_weights_(net, path / "model.safetensors")
         net.blip.to(device, dtype)
         net.mlp.to(device, torch.float32)
         return cls(net, script)
+
+    @classmethod
+    def on_graphs(
+        cls,
+        device: str | torch.device,
+        folder: Path | None,
+        graphs: Mapping[str, Compiled],
+        constants: Mapping[str, Any],
+    ) -> ImageReward:
+        """From the same folder (None: random weights) and the exported graph: of the weights, BERT's embeddings are read."""
+        limits = PictureLimits.read(constants)
+        config, script = read_setup(folder)
+        with torch.device("meta"):
+            reader = BlipReader(config)
+        words = reader.embeddings
+        if folder:
+            load_part_(words, folder / "model.safetensors", EMBEDDINGS, device, limits.dtype)
+        else:
+            fill_random_(words, device, limits.dtype)
+        return cls._whole(reader, script, graphs, limits)
+
+
+def read_setup(path: Path | None) -> tuple[BlipConfig, Script]:
+    """Sizes and tokeniser in folder ``path``, or those of random weights."""
+    if path is None:
+        return BlipConfig(), ByteWords(TOKENS, 256)
+    table = read_config(path / "config.json")
+    try:
+        config = BlipConfig.read(table)
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.json'}: {error}") from None
+    return config, FixedWords(path / "tokenizer.json", TOKENS, PAD, config.vocab_size)

@@ -16,25 +16,29 @@ Legend: N pictures, S tokens of one, L tokens of the text, E width, H heads, D =
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.kernels.philox import upload
-from runtime.rewards.clip import VIT_H_14, ClipConfig, ClipTowers
-from runtime.rewards.clip_h import PAD, read_clip_config, scaled_direction
-from runtime.rewards.fixed_words import ByteWords, FixedWords
-from runtime.rewards.pictures import PictureReward, Script
+from runtime.rewards.clip import ClipConfig, ClipText, ClipTowers
+from runtime.rewards.clip_h import read_setup, scaled_direction
+from runtime.rewards.graphs import PictureLimits, load_part_
+from runtime.rewards.pictures import PictureReward, Script, hidden
 from runtime.rewards.qwen2vl_rotary import Turn, rotate, token_turns
+from runtime.types import Compiled
 from runtime.weights import fill_random_, load_weights_, read_config
 
 LAYERS, HEADS, HEAD_DIM, WIDER = 4, 16, 64, 4  # of the published cross model
 THRESHOLD = 0.3
 THETA = 10_000.0
 MAX_CONDITION_BYTES = 1 << 12
+RANDOM_CONDITION = "shape, light, hands"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,18 +159,18 @@ class CrossModel(nn.Module):
         return x
 
 
-class MPSNet(nn.Module):
-    """The whole network. ``model`` and ``cross_model`` are the names in the published checkpoint."""
+class MPSReader(nn.Module):
+    """Reads prompts for ``MPSNet``."""
 
-    def __init__(self, config: ClipConfig, cross: CrossConfig) -> None:
+    inputs = ("pixels", "tokens", "hidden", "text")
+
+    def __init__(self, model: ClipText, cross: CrossConfig) -> None:
         super().__init__()
-        self.cross, self.side = cross, config.vision.image_size
-        self.model = ClipTowers(config)
-        self.cross_model = CrossModel(config.projection_dim, cross)
+        self.model, self.cross, self.side = model, cross, model.side
         self.condition: Tensor | None = None  # token ids [L] on the device
 
     def read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """ids [L] -> tokens [1, L, J], which of them are kept [1, 1, 1, L] bool, direction times scale [J] float32.
+        """ids [L] -> tokens [1, L, J], what hides those that are not kept [1, 1, 1, L], direction times scale [J] float32.
 
         Padding takes part, as it did when the published model was trained.
         """
@@ -176,13 +180,7 @@ class MPSNet(nn.Module):
         text, condition = tokens.float().unbind(0)
         fit = (text @ condition.T).amax(1)
         kept = fit / fit.amax() > self.cross.threshold
-        return tokens[:1], kept.view(1, 1, 1, -1), scaled_direction(self.model, ends[0])
-
-    def forward(self, pixels: Tensor, tokens: Tensor, kept: Tensor, text: Tensor) -> Tensor:
-        """pixels [N, 3, S, S] -> [N] float32."""
-        seen = self.model.visual_projection(self.model.vision_model(pixels))
-        first = self.cross_model(seen, tokens, kept)[:, 0]
-        return F.normalize(first.float(), dim=-1) @ text
+        return tokens[:1], hidden(kept, tokens.dtype), scaled_direction(self.model, ends[0])
 
     def flops(self, text_tokens: int) -> int:
         """Of one picture: two for every multiplication of its matrices and of attention."""
@@ -196,6 +194,22 @@ class MPSNet(nn.Module):
         return self.model.flops() + 2 * S * vision.hidden_size * E + self.cross.layers * (cross + own)  # fmt: skip
 
 
+class MPSNet(MPSReader):
+    """The whole network. ``model`` and ``cross_model`` are the names in the published checkpoint."""
+
+    model: ClipTowers
+
+    def __init__(self, config: ClipConfig, cross: CrossConfig) -> None:
+        super().__init__(ClipTowers(config), cross)
+        self.cross_model = CrossModel(config.projection_dim, cross)
+
+    def forward(self, pixels: Tensor, tokens: Tensor, hidden: Tensor, text: Tensor) -> Tensor:
+        """pixels [N, 3, S, S] -> [N] float32."""
+        seen = self.model.visual_projection(self.model.vision_model(pixels))
+        first = self.cross_model(seen, tokens, hidden)[:, 0]
+        return F.normalize(first.float(), dim=-1) @ text
+
+
 class MPS(PictureReward):
     """Mean over a chunk's frames of MPS's score."""
 
@@ -204,10 +218,11 @@ class MPS(PictureReward):
     @classmethod
     def random(cls, device: str | torch.device = "cpu", dtype: torch.dtype = torch.bfloat16) -> MPS:
         """At full size with random weights, for timing."""
+        setup = Setup.read(None)
         with torch.device("meta"):
-            net = MPSNet(VIT_H_14, CrossConfig())
+            net = MPSNet(setup.config, setup.cross)
         fill_random_(net, device, dtype)
-        return cls._with_condition(net, ByteWords(VIT_H_14.text.max_position_embeddings, 256), "shape, light, hands")  # fmt: skip
+        return setup.conditioned(cls(net, setup.script))
 
     @classmethod
     def load(
@@ -217,7 +232,48 @@ class MPS(PictureReward):
 
         config.json is that of the CLIP; it may also set mask_threshold, cross_layers and cross_heads.
         """
-        table, config = read_config(path / "config.json"), read_clip_config(path / "config.json")
+        setup = Setup.read(path)
+        with torch.device("meta"):
+            net = MPSNet(setup.config, setup.cross)
+        load_weights_(net, path / "model.safetensors")
+        return setup.conditioned(cls(net.to(device, dtype), setup.script))
+
+    @classmethod
+    def on_graphs(
+        cls,
+        device: str | torch.device,
+        folder: Path | None,
+        graphs: Mapping[str, Compiled],
+        constants: Mapping[str, Any],
+    ) -> MPS:
+        """From the same folder (None: random weights) and the exported graph: of the weights, the text's tower is read."""
+        limits, setup = PictureLimits.read(constants), Setup.read(folder)
+        with torch.device("meta"):
+            model = ClipText(setup.config)
+        if folder:
+            load_part_(model, folder / "model.safetensors", "model.", device, limits.dtype)
+        else:
+            fill_random_(model, device, limits.dtype)
+        reader = MPSReader(model, setup.cross)
+        return setup.conditioned(cls._whole(reader, setup.script, graphs, limits))
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All but the weights."""
+
+    config: ClipConfig
+    cross: CrossConfig
+    script: Script
+    condition: str
+
+    @staticmethod
+    def read(path: Path | None) -> Setup:
+        """Of folder ``path``, or of random weights."""
+        config, script = read_setup(path)
+        if path is None:
+            return Setup(config, CrossConfig(), script, RANDOM_CONDITION)
+        table = read_config(path / "config.json")
         try:
             cross = CrossConfig(
                 layers=table.get("cross_layers", LAYERS),
@@ -226,17 +282,12 @@ class MPS(PictureReward):
             )
         except ValueError as error:
             raise ValueError(f"{path / 'config.json'}: {error}") from None
-        condition = read_condition(path / "condition.txt")
-        with torch.device("meta"):
-            net = MPSNet(config, cross)
-        words = FixedWords(path / "tokenizer.json", config.text.max_position_embeddings, PAD, config.text.vocab_size)  # fmt: skip
-        load_weights_(net, path / "model.safetensors")
-        return cls._with_condition(net.to(device, dtype), words, condition)
+        return Setup(config, cross, script, read_condition(path / "condition.txt"))
 
-    @classmethod
-    def _with_condition(cls, net: MPSNet, script: Script, condition: str) -> MPS:
-        reward = cls(net, script)
-        net.condition = upload(script.ids(condition).ids, torch.int64, reward.device)
+    def conditioned(self, reward: MPS) -> MPS:
+        """``reward``, told what to judge by."""
+        ids = self.script.ids(self.condition).ids
+        reward.reader.condition = upload(ids, torch.int64, reward.device)
         return reward
 
 

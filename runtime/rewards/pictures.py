@@ -12,36 +12,43 @@ Legend: B clips, T frames of a clip, N pictures, S side of a square, L tokens.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from runtime.kernels.bicubic import resize_reference
 from runtime.kernels.frame_pack import quantise_reference
 from runtime.kernels.philox import upload
 from runtime.kernels.reward_patches import CLIP_MEAN, CLIP_STD
 from runtime.rewards.fixed_words import TokenRow
+from runtime.rewards.graphs import PictureLimits, WholeNetwork
 from runtime.rewards.qwen2vl_judge import check_clip, spoil_
-from runtime.types import Clip, row_ranges
+from runtime.types import Clip, Compiled, row_ranges
 
 PROMPTS_KEPT = 16  # what a network makes of a prompt stays on the device for all its chunks
 ROWS_PER_FORWARD = 32  # pictures, of 197 or 257 tokens each
 RESIZED_AT_ONCE = 16  # pictures; a frame of 832 x 480 is 4.8 MB while it is resized
+HIDDEN = -1e4  # added to what attention would give a token; its weight is 0 in any dtype
+
+# Pixels [N, 3, S, S] and what was read of a prompt -> scores [N] float32; reads the device alone, so a graph can capture it.
+PictureNet = Callable[..., Tensor]
+Kind = TypeVar("Kind", bound="PictureReward")
 
 
-class PictureNet(Protocol):
-    """A network that rates squares of pixels against one prompt. Also an ``nn.Module``."""
+class Reader(Protocol):
+    """What a picture network makes of a prompt, once for all its pictures. Also an ``nn.Module``: the network, or its part."""
 
-    side: int  # pixels
+    side: int  # of its squares, pixels
+    inputs: tuple[
+        str, ...
+    ]  # of the network, as its graph calls them: pixels, and what ``read`` returns
 
     def read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """Token ids and what is not padding, [L] int64 each -> whatever ``forward`` wants to know of the prompt."""
-        ...
-
-    def __call__(self, pixels: Tensor, *words: Tensor) -> Tensor:
-        """pixels [N, 3, S, S] -> scores [N] float32; reads the device alone, so a graph can capture it."""
+        """Token ids and what is not padding, [L] int64 each -> whatever the network wants to know of the prompt."""
         ...
 
     def flops(self, text_tokens: int) -> int:
@@ -61,6 +68,24 @@ class Sight:
 
     pixels: Tensor  # [N, 3, S, S]
     words: tuple[Tensor, ...]
+
+
+def embedded_patches(pixels: Tensor, conv: nn.Conv2d) -> Tensor:
+    """pixels [N, 3, S, S] -> [N, P, E]: ``conv``, whose steps are as wide as its patches, as one product.
+
+    ONNX's convolution of the opset that all runtimes read has no bfloat16.
+    """
+    patch = conv.kernel_size[0]
+    count = pixels.shape[-1] // patch
+    whole = pixels[..., : count * patch, : count * patch]
+    parts = whole.unflatten(3, (count, patch)).unflatten(2, (count, patch))
+    rows = parts.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, P, 3 patch^2]
+    return F.linear(rows, conv.weight.flatten(1), conv.bias)
+
+
+def hidden(kept: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which tokens attention may see, [L] bool -> what it adds to their scores, [1, 1, 1, L]. One at least must be seen."""
+    return torch.zeros_like(kept, dtype=dtype).masked_fill_(~kept, HIDDEN).view(1, 1, 1, -1)
 
 
 def middle(length: int, side: int, halves: str) -> int:
@@ -93,34 +118,52 @@ class PictureReward:
     horizon = 1
     halves = "even"  # of a crop: as torchvision rounds; transformers goes "down"
 
-    def __init__(self, net: Any, script: Script, rows_per_forward: int = ROWS_PER_FORWARD):
-        self.network: Any = net.eval().requires_grad_(False)
+    def __init__(
+        self,
+        reader: Any,
+        script: Script,
+        rows_per_forward: int = ROWS_PER_FORWARD,
+        net: PictureNet | None = None,
+    ) -> None:
+        """``reader`` is the whole network, unless there is a ``net`` beside it."""
+        self.reader: Any = reader.eval().requires_grad_(False)
+        self.net: PictureNet = net or reader  # another that computes the same may take its place
         self.script, self.rows_per_forward = script, rows_per_forward
         self.words = functools.lru_cache(maxsize=PROMPTS_KEPT)(self._words)
-        weight = next(net.parameters())  # of the picture's side: heads may be wider
-        self.device, self.dtype = weight.device, weight.dtype
+        weights = list(reader.parameters())
+        self.nbytes = sum(value.numel() * value.element_size() for value in weights)
+        # The first is a tower's: heads may be wider.
+        self.device, self.dtype = weights[0].device, weights[0].dtype
 
-    @property
-    def nbytes(self) -> int:
-        """Of the weights."""
-        return sum(value.numel() * value.element_size() for value in self.network.parameters())
+    @classmethod
+    def _whole(
+        cls: type[Kind],
+        reader: Any,
+        script: Script,
+        graphs: Mapping[str, Compiled],
+        limits: PictureLimits,
+    ) -> Kind:
+        """On the exported graph, with what ``reader`` needs of the weights."""
+        # The next pictures are rated before these scores are read.
+        net = WholeNetwork(graphs["whole"], lambda scores: scores.clone(), reader.inputs)
+        return cls(reader, script, limits.pictures, net)
 
     def flops(self, frames: int, height: int, width: int, fps: int, prompt: str = "") -> int:
         """Of one clip, whatever its size and speed; the prompt is read once and not counted."""
-        return frames * self.network.flops(len(self.script.ids(prompt).ids))
+        return frames * self.reader.flops(len(self.script.ids(prompt).ids))
 
     @torch.no_grad()
     def prepare(self, clip: Clip) -> Sight:
         """Every frame of every clip as a row of its own."""
         frames = check_clip(clip).flatten(0, 1).to(self.device)
-        pixels = squares(frames, self.network.side, self.dtype, self.halves)
+        pixels = squares(frames, self.reader.side, self.dtype, self.halves)
         return Sight(pixels, self.words(clip.prompt))
 
     @torch.no_grad()
     def forward(self, sight: Sight) -> Tensor:
         """The score of every row, [B * T] fp32."""
         parts = [
-            self.network(sight.pixels[rows.start : rows.stop], *sight.words)
+            self.net(sight.pixels[rows.start : rows.stop], *sight.words)
             for rows in row_ranges(len(sight.pixels), self.rows_per_forward)
         ]
         return torch.cat(parts)
@@ -136,4 +179,4 @@ class PictureReward:
     def _words(self, prompt: str) -> tuple[Tensor, ...]:
         row = self.script.ids(prompt)
         ids, mask = (upload(part, torch.int64, self.device) for part in (row.ids, row.mask))
-        return self.network.read(ids, mask)
+        return self.reader.read(ids, mask)

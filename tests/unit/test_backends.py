@@ -13,10 +13,13 @@ from runtime.settings import RewardSettings
 from runtime.standins import Backing, GivesWay, captured
 from runtime.types import Clip
 from tests.export_folder import write_export
+from tests.picture_folder import write_pictures, write_shallow
 from tests.reward_folder import write_folder
 from tests.tiny import generator_of
 
 CPU = Place(torch.device("cpu"))
+PICTURES = ["clip-h", "imagereward", "mps"]
+NAMES = ["hpsv3", "videoalign", "sprites-image", "sprites-video", *PICTURES]
 
 
 def clip(B=2, T=6, size=(60, 90), prompt="a red circle", seed=3):
@@ -26,6 +29,8 @@ def clip(B=2, T=6, size=(60, 90), prompt="a red circle", seed=3):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     root = tmp_path_factory.mktemp("weights")
+    for name in PICTURES:
+        write_pictures(root, name)
     return write_folder(write_folder(root, "hpsv3"), "videoalign")
 
 
@@ -38,7 +43,7 @@ def test_auto_is_torch_on_the_cpu_and_says_so(name):
     assert torch.equal(reward.score(clip()), load_reward(name).score(clip()))
 
 
-@pytest.mark.parametrize("name", ["hpsv3", "videoalign", "sprites-image", "sprites-video"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recorded_reward_scores_as_the_plain_one_on_clips_of_several_shapes(name, weights):
     """The rehearsal copies to fixed addresses and replays; what it must not do is mix up shapes or outputs."""
     folder = "" if name.startswith("sprites") else str(weights)
@@ -48,6 +53,29 @@ def test_a_recorded_reward_scores_as_the_plain_one_on_clips_of_several_shapes(na
     kept = [recorded.score(some) for some in clips]
     for got, some in zip(kept, clips, strict=True):
         assert torch.allclose(got, plain.score(some), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_prompts_share_a_recording_where_what_is_read_of_them_has_one_size(name, weights):
+    reward = load_reward(name, "cpu", str(weights))
+    facts = reward.nbytes, reward.flops(12, 480, 832, 16, "a"), reward.reader.side
+    reward.net = captured(reward.net, torch.device("cpu"), "rehearsal")
+    one, other = (reward.score(clip(prompt=prompt)) for prompt in ("a", "two bluish squares " * 9))
+    assert not torch.equal(one, other)
+    assert len(reward.net.runner.recordings) == 1
+    assert facts == (reward.nbytes, reward.flops(12, 480, 832, 16, "a"), reward.reader.side)
+
+
+@pytest.mark.slow  # half a minute of compilers
+def test_a_compiled_reward_scores_as_the_plain_one_for_any_batch(tmp_path):
+    root = str(write_shallow(tmp_path, "clip-h"))
+    settings = RewardSettings(backend="compiled", weights=root)
+    reward, backings = load_backed("clip-h", settings, CPU)
+    assert str(backings["clip-h"]) == "compiled"
+    plain = load_reward("clip-h", "cpu", root)
+    for some in (clip(), clip(3, 5, seed=4, prompt="a blue square that turns")):
+        want = plain.score(some)
+        assert torch.allclose(reward.score(some), want, atol=1e-5) and want.std() > 1e-4
 
 
 def test_prompts_of_neighbouring_lengths_share_a_recording(weights):
@@ -150,7 +178,7 @@ def test_what_is_no_engine_s_fault_is_not_hidden_by_torch():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["hpsv3", "videoalign", "sprites-image", "sprites-video"])
+@pytest.mark.parametrize("name", NAMES)
 def test_auto_records_on_a_gpu_and_scores_as_torch_does(name, weights):
     folder = "" if name.startswith("sprites") else str(weights)
     place = Place(torch.device("cuda"))

@@ -138,9 +138,11 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, capsys):
 
 
 def test_every_recipe_is_found_and_an_unknown_reward_lists_them():
-    with pytest.raises(ValueError, match="want one of hpsv3, sprites-image"):
+    with pytest.raises(
+        ValueError, match="want one of clip-h, hpsv3, imagereward, mps, sprites-image"
+    ):
         make_plan(Wanted(reward="stub"))
-    assert {"hpsv3", "videoalign", "sprites-image", "sprites-video"} <= set(RECIPES)
+    assert {"clip-h", "hpsv3", "imagereward", "mps", "sprites-image", "sprites-video", "videoalign"} <= set(RECIPES)  # fmt: skip
 
 
 class Counting:

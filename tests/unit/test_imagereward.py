@@ -230,10 +230,7 @@ def test_weights_are_found_where_they_are_kept(tmp_path, monkeypatch, folder):
 def test_a_half_precision_file_and_network_score_nearly_the_same(folder):
     want = load_reward("imagereward", "cpu", str(folder)).score(clip())
     narrow = load_reward("imagereward", "cpu", str(folder), torch.bfloat16)
-    assert (
-        narrow.dtype == torch.bfloat16
-        and narrow.network.mlp.layers[0].weight.dtype == torch.float32
-    )
+    assert narrow.dtype == torch.bfloat16 and narrow.net.mlp.layers[0].weight.dtype == torch.float32
     assert (narrow.score(clip()) - want).abs().max() < 0.15 * want.std() + 0.05
 
 
