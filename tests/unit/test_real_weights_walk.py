@@ -1,6 +1,7 @@
 """The way of docs/real-weights.md at a tiny size, through the commands' own doors: convert, rubric, generate, export, generate."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from runtime import __main__ as generate
-from runtime import convert
+from runtime import convert, manifest
 from runtime.catalogue import CATALOGUE
 from runtime.generators import published
-from runtime.rewards import CONVERTED, FETCHED, PUBLISHED, published_folder, rubric
+from runtime.rewards import CONVERTED, FETCHED, PUBLISHED, load_reward, published_folder, rubric
 from runtime.rewards.published import CONVERSIONS
 from tests.published_folder import FRAME, adapter, prefixed, small_row, tiny_models, wan_folder
 from tests.reward_folder import KINDS, SIZES, byte_tokeniser, random_net
@@ -183,6 +184,19 @@ def test_a_rubric_may_be_read_by_whoever_may_read_the_weights(downloads, home, t
     nowhere = tmp_path / "nowhere" / "rubric.txt"
     assert rubric.main(["hpsv3", "--from", code, "-o", str(nowhere)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {nowhere.parent}: no such folder; convert")
+
+
+def test_a_rubric_that_was_there_and_is_gone_is_told_with_its_command(downloads, home, tmp_path):
+    shutil.copytree(home / "hpsv3", tmp_path / "hpsv3")
+    code = str(downloads / "hpsv3-code")
+    assert rubric.main(["hpsv3", "--from", code, "-o", str(tmp_path / "hpsv3")]) == 0
+    load_reward("hpsv3", weights=str(tmp_path))
+    (tmp_path / "hpsv3" / "rubric.txt").unlink()
+    with pytest.raises(ValueError, match=r"rubric.txt: no such file; .*runtime.rewards.rubric hps"):
+        load_reward("hpsv3", weights=str(tmp_path))
+    (tmp_path / "hpsv3" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"not there: config.json"):
+        manifest.verify(tmp_path / "hpsv3", ("rubric.txt",))
 
 
 def test_a_folder_says_under_which_licence_its_card_put_it():
