@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from runtime.__main__ import complain
 from runtime.bench.options import baselines_of, parse, settings_of
 from runtime.bench.run import Plan, take
 from runtime.bench.show import show
@@ -19,16 +20,16 @@ from runtime.settings import Settings
 
 
 def main() -> int:
-    args = parse()
-    if args.threads:
-        torch.set_num_threads(args.threads)
     try:
+        args = parse()
+        if args.threads:
+            torch.set_num_threads(args.threads)
         settings = settings_of(args)
         if args.dry_run:
             return dry_run(settings, args.memory_gib)
         result = take(_plan(args, settings))
     except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain("error", error)
         return 2
     print(show(result))
     _write(args, result)

@@ -24,7 +24,8 @@ from typing import Any
 from torch import Tensor
 
 import runtime
-from runtime.arguments import read_prompts, typed
+from runtime.__main__ import complain
+from runtime.arguments import Parser, read_prompts, typed
 from runtime.bench.agreement import SEED_STEP
 from runtime.bench.environment import commit, cpu_name, version, weights_of
 from runtime.engine import Engine
@@ -33,7 +34,7 @@ from runtime.parts import DTYPES, Parts
 from runtime.presets import PRESETS, preset
 from runtime.rewards import load_reward
 from runtime.rewards.ensemble import ABOUT, LEAST_SAMPLES, members_of
-from runtime.settings import Settings
+from runtime.settings import Settings, weights_home
 from runtime.types import Clip, RewardModel
 
 
@@ -130,7 +131,7 @@ def about(settings: Settings, prompts: Sequence[str], videos: int) -> dict[str, 
         "videos_of_each": videos,
         "generator": settings.run.generator,
         "generator_weights": weights_of(settings.run.generator, settings.run.weights),
-        "reward_weights": settings.reward.weights or "packaged",
+        "reward_weights": settings.reward.weights or f"packaged, else in {weights_home()}",
         "searched_with": [settings.reward.image, settings.reward.video],
         "seconds": settings.seconds,
         "seed": settings.search.seed,
@@ -146,18 +147,19 @@ def about(settings: Settings, prompts: Sequence[str], videos: int) -> dict[str, 
 
 
 def main() -> int:
-    args = _arguments()
     try:
+        args = _arguments()
         settings = _settings(args)
         prompts = _prompts(args)
         names = list(dict.fromkeys(name for text in args.names for name in members_of(text)))
         with contextlib.closing(OutputFile(args.output, "--output")) as output:
+            parts = Parts.load(settings)  # first, for it looks whether the device is there
             models = {name: _load(name, settings) for name in names}
-            found = measure(settings, models, prompts, args.videos)
+            found = measure(settings, models, prompts, args.videos, parts)
             table = report(found, about(settings, prompts, args.videos))
             output.append((json.dumps(table, indent=1) + "\n").encode())
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, RuntimeError, OSError) as error:
+        complain("error", error)
         return 2
     for name, spread in found.items():
         print(f"{name:<16}mean {spread.mean:>9.4f}  std {spread.std:>8.4f}  of {spread.count}")
@@ -191,7 +193,7 @@ def _prompts(args: argparse.Namespace) -> list[str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m runtime.bench.calibrate", description=__doc__.partition("\n")[0]
     )
     add = parser.add_argument

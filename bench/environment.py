@@ -17,7 +17,7 @@ import torch
 
 import runtime
 from runtime.generators import GENERATORS
-from runtime.settings import Settings
+from runtime.settings import Settings, weights_home
 
 DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -48,9 +48,11 @@ def environment(settings: Settings, implementations: dict[str, str]) -> dict[str
 
 
 def weights_of(generator: str, asked: str) -> str:
-    """What the generator's weights are: "packaged", "random" or the folder that was given."""
-    own = GENERATORS[generator].weights if generator in GENERATORS else "package"
-    return asked or ("packaged" if own == "package" else own)
+    """What the generator's weights are: "packaged", "random" or the folder that they lie in."""
+    if asked or generator not in GENERATORS:
+        return asked or generator
+    own = GENERATORS[generator].weights
+    return {"package": "packaged", "given": str(weights_home() / generator)}.get(own, own)
 
 
 def load() -> float | None:

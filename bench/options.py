@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.arguments import typed
+from runtime.arguments import Parser, typed
 from runtime.bench.sweep import AXES
 from runtime.presets import PRESETS, preset
 from runtime.rewards import PUBLISHED
@@ -48,7 +48,7 @@ FLAGS = {  # option -> the setting it changes
 
 def parse() -> argparse.Namespace:
     """The options, checked as far as they can be without a model."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m runtime.bench",
         description="Where the time goes, chunk by chunk and stage by stage, and how much faster it is than a baseline.",
         allow_abbrev=False,

@@ -30,7 +30,7 @@ FLAGS = {  # option -> the setting it changes, what its value is called, what it
     "policy": (
         "search.policy",
         "NAME",
-        "single, best-of-n, beam or stream-t1 (default: stream-t1)",
+        "single, best-of-n, beam, stream-t1 or halving (default: stream-t1)",
     ),
     "histories": ("search.histories", "K", "histories kept after each chunk (default: 2)"),
     "expansions": ("search.expansions", "M", "candidates drawn per history (default: 2)"),

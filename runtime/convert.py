@@ -24,7 +24,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m runtime.convert", description=__doc__.partition("\n")[0])
+    parser = Parser(
+        prog="python -m runtime.convert",
+        description="Turn published weights into one checked folder that the runtime loads.",
+        epilog=f"NAME is one of {', '.join(known_conversions())}.",
+        allow_abbrev=False,
+    )
     add = parser.add_argument
     add("name", metavar="NAME", help="a published generator or reward")
     add("source", metavar="SOURCE", help="the folder or file it was published as")
@@ -80,15 +85,19 @@ def run(options: argparse.Namespace) -> None:
         say(f"{options.name}  {target} ({size:.2f} GiB in {len(files)} files)")
 
 
-def find_conversion(name: str, lora: str | None) -> Callable[[Path, Any], None]:
-    """The conversion called ``name``, with the adapter that was asked for. ValueError for an unknown name."""
+def known_conversions() -> dict[str, Callable[[Path, Any], None]]:
+    """By name: generators, then rewards."""
     from runtime.generators import published as generators
     from runtime.rewards import published as rewards
 
-    known: dict[str, Callable[[Path, Any], None]] = {
-        **generators.CONVERSIONS,
-        **rewards.CONVERSIONS,
-    }
+    return {**generators.CONVERSIONS, **rewards.CONVERSIONS}
+
+
+def find_conversion(name: str, lora: str | None) -> Callable[[Path, Any], None]:
+    """The conversion called ``name``, with the adapter that was asked for. ValueError for an unknown name."""
+    from runtime.generators.published import Checkpoint
+
+    known = known_conversions()
     if name not in known:
         guess = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
@@ -96,7 +105,7 @@ def find_conversion(name: str, lora: str | None) -> Callable[[Path, Any], None]:
     convert = known[name]
     if lora is None:
         return convert
-    if not isinstance(convert, generators.Checkpoint):
+    if not isinstance(convert, Checkpoint):
         raise ValueError(f"--lora: {name} takes no adapter")
     adapter = Path(lora).expanduser()
     return lambda source, out: convert(source, out, adapter)

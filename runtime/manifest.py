@@ -118,7 +118,8 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 def verify(folder: Path, beside: Collection[str] = ()) -> None:
     """Compare every file of ``folder`` with its manifest. ValueError names the files that differ.
 
-    Files called as in ``beside`` may lie there unlisted: their owner put them there later.
+    Files called as in ``beside`` may lie there unlisted, for their owner puts them there, or be gone: who reads them
+    knows better what to do.
 
     All bytes are read: about a second for 1 to 2 GB and core, and what is read is in the page cache when it is loaded. A
     folder without a manifest has nothing to be compared with, which is no error. Names that begin with a dot are not
@@ -134,13 +135,15 @@ def verify(folder: Path, beside: Collection[str] = ()) -> None:
         if not path.name.startswith(".") and path.name != MANIFEST and not path.is_dir()
     }
     advice = "convert or fetch the weights again"
-    if missing := sorted(files.keys() - there):
+    gone = files.keys() - there
+    if missing := sorted(gone - {*beside}):
         raise ValueError(f"{manifest}: lists files that are not there: {quote(missing)}; {advice}")
     if extra := sorted(there - files.keys() - {*beside}):
         raise ValueError(
             f"{manifest}: does not list {quote(extra)}, which lies beside it; remove what does not belong there, "
             f"or the manifest to go without it"
         )
+    files = {name: entry for name, entry in files.items() if name not in gone}
     sized = [n for n, entry in files.items() if (folder / n).stat().st_size != entry["bytes"]]
     if sized:
         raise ValueError(

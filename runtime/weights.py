@@ -24,7 +24,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``. ValueError names the file when it is missing, too large or not an object."""
     if not path.is_file():
         raise ValueError(
-            f"{path}: no such file; a checkpoint is a .safetensors file with its .json beside it"
+            f"{path}: no such file; the JSON with a model's sizes lies beside its weights"
         )
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ValueError(

@@ -106,6 +106,11 @@ class Blueprint:
 
 def read_blueprint(folder: Path, ops: str = "torch") -> Blueprint:
     """What the .json files in ``folder`` describe. ValueError names a file that is missing, damaged or impossible."""
+    if not any((folder / f"{name}.json").is_file() for name in ("model", "dit", "vae", "text")):
+        raise ValueError(
+            f"{folder}: not a generator's folder, for model.json, dit.json, vae.json and text.json are not in it; "
+            f"`python -m runtime.convert NAME {folder} -o DIR` makes one of published files"
+        )
     vae = _built(folder, "vae", lambda sizes: WanVAE(VAEConfig(**sizes)))
     dit = _built(folder, "dit", lambda sizes: WanDiT(DiTConfig(**sizes), ops))
     text = _built(folder, "text", build_text)

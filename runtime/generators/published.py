@@ -213,7 +213,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = _rows(
     Checkpoint(
         name="longlive",
         origin="Efficient-Large-Model/LongLive-1.3B",
-        licence="see the model's card",
+        licence="CC BY-NC-SA 4.0",
         dit="longlive_base.pt",
         nested=("generator", "generator_ema"),
         lora="lora.pt",
@@ -221,14 +221,14 @@ CHECKPOINTS: Mapping[str, Checkpoint] = _rows(
     Checkpoint(
         name="self-forcing",
         origin="gdhe17/Self-Forcing",
-        licence="see the model's card",
+        licence="CC BY-NC-SA 4.0",
         dit="self_forcing_dmd.pt",
         nested=("generator_ema", "generator"),
     ),
     Checkpoint(
         name="causvid",
         origin="tianweiy/CausVid",
-        licence="see the model's card",
+        licence="CC BY-NC-SA 4.0",
         dit="autoregressive_checkpoint/model.pt",
         nested=("generator",),
         steps=(1000, 280, 120),

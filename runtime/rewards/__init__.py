@@ -45,6 +45,8 @@ PUBLISHED: Mapping[str, tuple[int, int]] = MappingProxyType(
     }
 )
 WEIGHTLESS = ("stub",)
+FETCHED = ("hpsv3", "imagereward", "videoalign")  # rows of the catalogue
+CONVERTED = (*FETCHED, "clip-h", "mps")  # rows of published.py
 # Rewards that somebody may ask for and that cannot be run safely: where it is said why, and what to use instead.
 REFUSED = {"visionreward": "runtime.rewards.visionreward:WHY"}
 RANDOM = "random"
@@ -126,12 +128,30 @@ def _imported(row: str) -> Any:
 def published_folder(name: str, weights: str) -> Path:
     """Where a published reward's files are: in the folder that was named, else where fetched weights are kept."""
     if weights:
-        return Path(weights) / name
+        root = Path(weights).expanduser()
+        if (root / name).is_dir():
+            return root / name
+        above = f"; did you mean {str(root.parent)!r}?" if root.name == name else ""
+        raise ValueError(
+            f"reward.weights: want a folder that holds {name}/, or {RANDOM!r} for timing, got {weights!r}{above}"
+        )
     folder = weights_home() / name
     if not folder.is_dir():
         raise ValueError(
-            f"reward {name!r}: its weights are not in the package, nor in {folder}; run `python -m runtime.fetch {name}` "
-            f"or `python -m runtime.convert {name} SOURCE -o {folder}`, set reward.weights to a folder that holds "
-            f"{name}/model.safetensors, or to {RANDOM!r} for timing"
+            f"reward {name!r}: its weights are not in the package, nor in {folder}; {_advice(name, folder)}, set "
+            f"reward.weights to a folder that holds {name}/, or to {RANDOM!r} for timing"
         )
     return folder
+
+
+def _advice(name: str, folder: Path) -> str:
+    """What brings the weights of a published reward."""
+    fetch, convert = (
+        f"run `python -m runtime.fetch {name}`",
+        f"`python -m runtime.convert {name} SOURCE -o {folder}`",
+    )
+    if name in FETCHED:
+        return f"{fetch} or {convert}"
+    if name in CONVERTED:
+        return f"run {convert}"
+    return f"put the files there that docs/rewards.md lists for {name}"

@@ -9,12 +9,10 @@ not found.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -117,15 +115,19 @@ def _text(template: Template) -> str:
 def write_rubric(text: str, target: Path, marks: tuple[str, ...]) -> Path:
     """Write ``text`` as a file, or as rubric.txt of a folder whose manifest then lists it. Returns the file."""
     path = target / FILE if target.is_dir() else target
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{FILE}")
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"{path.parent}: no such folder; convert or fetch the weights first, or name another place with -o"
+        )
+    # Not tempfile's, whose files nobody else may read: the weights beside it are for all who may read the folder.
+    unfinished = path.with_name(f".{FILE}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
-        read_rubric(Path(name), marks)
-        os.replace(name, path)
+        read_rubric(unfinished, marks)
+        os.replace(unfinished, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        unfinished.unlink(missing_ok=True)
         raise
     if path.name == FILE and (path.parent / manifest.MANIFEST).is_file():
         _list_in_manifest(path)

@@ -78,11 +78,19 @@ def test_a_wrong_setting_is_told_in_a_sentence(monkeypatch, capsys, arguments, s
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--repeats", "0"], ["--json", "/no/such/folder/x.json"], ["--sweep-seconds", "0"]],
+    [
+        ["--repeats", "0"],
+        ["--json", "/no/such/folder/x.json"],
+        ["--sweep-seconds", "0"],
+        ["--generator", "longlive"],
+    ],
 )
-def test_a_wrong_option_ends_before_anything_is_loaded(monkeypatch, arguments):
-    with pytest.raises(SystemExit):
-        asked(monkeypatch, *arguments)
+def test_a_wrong_option_is_one_line_before_anything_is_loaded(monkeypatch, capsys, arguments):
+    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    monkeypatch.setattr(bench, "take", lambda plan: pytest.fail("measured"))
+    assert bench.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and arguments[0] in said and said.count("\n") == 1
 
 
 def test_baselines_change_what_they_say_and_nothing_else(monkeypatch):

@@ -105,7 +105,11 @@ def test_what_cannot_be_measured_is_one_line_and_leaves_no_file(tmp_path, monkey
         (["hpsv9"], "unknown reward 'hpsv9'"),
         (["stub", "--preset", "longlive"], "--prompts-file: give prompts"),
         (["stub", "--set", "seconds"], "--set: want NAME=VALUE"),
+        (["stub", "--prompts-file", str(tmp_path / "none.txt")], ""),
+        (["stub", "--preset", "short"], "argument --preset: invalid choice"),
+        (["stub", "--set", "run.device=cuda:99"], "run.device: 'cuda:99' cannot be used here"),
     ):
         assert run(monkeypatch, *arguments, "-o", path) == 2
-        assert capsys.readouterr().err.startswith(f"error: {sentence}")
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {sentence}") and said.count("\n") == 1
     assert not path.exists()

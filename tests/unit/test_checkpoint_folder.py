@@ -155,6 +155,12 @@ def test_a_missing_model_file_is_named(folder):
         loaded(folder)
 
 
+def test_a_folder_that_is_no_generator_s_says_what_makes_one(tmp_path):
+    (tmp_path / "longlive_base.pt").touch()
+    with pytest.raises(ValueError, match=rf"{tmp_path}: not a generator's .*runtime\.convert NAME"):
+        loaded(tmp_path)
+
+
 def test_random_weights_need_sizes_only(folder, caplog):
     """The prompt still matters, bytes are tokens, and the same numbers are drawn every time."""
     one, two = (load_generator("sprites-256", CPU, torch.bfloat16, weights="") for _ in range(2))

@@ -199,8 +199,11 @@ def test_at_full_size_sixteen_frames_at_a_time_bound_the_memory():
 
 
 def test_without_weights_it_says_where_they_come_from(tmp_path):
-    with pytest.raises(ValueError, match=r"set reward.weights to a folder .*hpsv3/model.safet.*'random'"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"set reward.weights to a folder .*holds hpsv3/.*'random'"):  # fmt: skip
         load_reward("hpsv3")
+    with pytest.raises(ValueError, match=r"reward.weights: want a folder that holds hpsv3/.*got"):
+        load_reward("hpsv3", "cpu", str(tmp_path))
+    (tmp_path / "hpsv3").mkdir()
     with pytest.raises(ValueError, match=r"hpsv3/config.json: no such file"):
         load_reward("hpsv3", "cpu", str(tmp_path))
 

@@ -213,7 +213,7 @@ def test_a_config_that_is_no_json_object_is_named(tmp_path, text, message):
 
 def test_a_config_that_is_missing_says_what_belongs_together(tmp_path):
     with pytest.raises(
-        ValueError, match=r"no such file; a checkpoint is a .safetensors file with its .json"
+        ValueError, match=r"no such file; the JSON with a model's sizes lies beside its weights"
     ):
         read_config(tmp_path / "net.json")
 
