@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from runtime.arguments import Parser
 from runtime.backends import weights_hash
 from runtime.export.folder import check_free, replaced
 from runtime.export.graph import OPSET, write_graph
@@ -127,11 +128,11 @@ def size(text: str) -> tuple[int, int]:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime.export", description=__doc__.splitlines()[0]
-    )
+    text = "Write a reward's network as graphs for onnxruntime or TensorRT."
+    parser = Parser(prog="python -m runtime.export", description=text)
     add = parser.add_argument
-    add("reward", choices=sorted(RECIPES), metavar="REWARD", help=", ".join(sorted(RECIPES)))
+    known = ", ".join(sorted(RECIPES))
+    add("reward", choices=sorted(RECIPES), metavar="REWARD", help=known)
     add("--to", choices=TARGETS, default="onnx", help="default: %(default)s")
     add("-o", "--output", type=Path, required=True, metavar="DIR", help="becomes reward.graphs")
     add("--weights", default="", metavar="DIR", help="as reward.weights; random: none, for timing")
@@ -170,17 +171,17 @@ def run(options: argparse.Namespace) -> str:
     return f"{exported.folder.resolve()} ({size_bytes / 2**20:.1f} MiB), {found}"
 
 
-def main() -> int:
-    options = parse()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments say. Exit codes: 0 done, 1 the machine or a check failed, 2 the call or a file was wrong."""
     try:
-        print(run(options))
+        print(run(parse(arguments)))
     except ImportError as error:
         extra = "pip install 'stream-t1-runtime[onnx]'"
         print(f"error: {error.name} is missing; run `{extra}`", file=sys.stderr)
         return 1
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ValueError) else 1
     return 0
 
 

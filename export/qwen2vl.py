@@ -205,6 +205,11 @@ def _clips(wanted: Wanted, pictures: int) -> list[Clip]:
     most = wanted.frames or (CLIP_FRAMES if pictures > 1 else 2)
     shapes = ((1, max(most // 8, 2)), (2, max(most // 2, 2)), (3, most))
     return [
-        Clip(torch.rand(batch, frames, 3, height, width, generator=source), prompt, FPS, 0)
+        Clip(
+            torch.rand(batch, frames, 3, height, width, generator=source),
+            " ".join(prompt.split()[: wanted.prompt_words]),
+            FPS,
+            0,
+        )
         for (batch, frames), prompt in zip(shapes, PROMPTS, strict=True)
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import shlex
 import signal
 import sys
@@ -98,6 +99,15 @@ class Sinks:
         return f"{frames} frames ({self.video.seconds:.1f} s) are playable in {self.video.path}"
 
 
+def strange_rewards(settings: Settings) -> str:
+    """Embedded rewards that are asked about a generator of another world, joined; "" for none."""
+    if settings.run.generator.startswith("sprites"):
+        return ""
+    asked = f"{settings.reward.image}+{settings.reward.video}"
+    names = dict.fromkeys(re.findall(r"sprites-(?:image|video)", asked))
+    return " and ".join(names)
+
+
 def load_engine(settings: Settings) -> Engine:
     from runtime.engine import Engine
 
@@ -133,6 +143,9 @@ def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
         count = min(most_prompts(settings), len(jobs))
         settings = settings.with_changes({"run.prompts": count})
     engine = build(settings)
+    if strangers := strange_rewards(settings):
+        complain("warning", f"{strangers} know the embedded world alone, not what {settings.run.generator} shows; "
+                 "set reward.image and reward.video, or take a --preset")  # fmt: skip
     for job in jobs:
         scenes_of(job.scenes, engine.chunks)  # before a file is touched
         told = [word for _, prompt in job.scenes for word in engine.unknown_words(prompt)]

@@ -12,15 +12,11 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from runtime.__main__ import Terminated, complain, say, stopped_by_sigterm
+from runtime.arguments import Parser
 from runtime.settings import weights_home
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
 
 
 def build_parser() -> Parser:

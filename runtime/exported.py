@@ -119,7 +119,7 @@ def sha256_of(path: Path) -> str:
                 digest.update(piece)
             return digest.hexdigest()
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); export again") from None
 
 
 def weights_sha256(path: Path) -> str:

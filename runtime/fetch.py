@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 from runtime.__main__ import Terminated, complain, say, stopped_by_sigterm
+from runtime.arguments import Parser
 from runtime.catalogue import CATALOGUE, Row, find_row
 from runtime.hub import FULL, Hub, HubError, HuggingFace, check_file, discard
 from runtime.order import Order, Wanted, Wish, check_room, existing, in_words, origin, place_order
@@ -67,13 +67,8 @@ def run(options: argparse.Namespace, hub: Hub | None = None) -> None:
         raise RuntimeError(f"{error}; {_advice(error, wish)}") from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m runtime.fetch",
         description="Fetch published weights at pinned commits, check them and convert them.",
         epilog=f"NAME is one of {', '.join(CATALOGUE)}.",

@@ -198,3 +198,21 @@ def test_every_option_is_in_the_help(capsys):
     text = capsys.readouterr().out
     for option in ("--prompts-file", "--policy", "--no-pruning", "--set", "--trace", "--scale"):
         assert option in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--generator", "longlive"], []),
+        (["--preset", "sprites-256"], []),
+        (["--set", "run.generator=/some/folder"], ["sprites-image", "sprites-video"]),
+        (["--set", "run.generator=longlive", "--set", "reward.image=hpsv3*2+sprites-image"], ["sprites-image", "sprites-video"]),
+        (["--preset", "longlive", "--set", "reward.video=sprites-video"], ["sprites-video"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_embedded_rewards_that_judge_another_world_are_warned_about(call, arguments, names):
+    code, _, err = call(PROMPT, *arguments)
+    assert code == 0
+    told = " and ".join(names)
+    assert [line.partition(" know ")[0] for line in err] == ([f"warning: {told}"] if told else [])

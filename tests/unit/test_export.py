@@ -106,7 +106,7 @@ def test_what_stands_at_the_place_is_kept_unless_it_is_an_export(tmp_path):
 )  # fmt: skip
 def test_what_cannot_be_exported_is_one_line(tmp_path, monkeypatch, capsys, arguments, sentence):
     code, said = say(monkeypatch, capsys, *arguments, "-o", tmp_path)
-    assert code == 1 and said.startswith("error: ") and said.count("\n") == 1 and sentence in said
+    assert code == 2 and said.startswith("error: ") and said.count("\n") == 1 and sentence in said
 
 
 @pytest.mark.parametrize(
@@ -180,3 +180,20 @@ def test_an_operator_that_decides_on_the_device_is_refused():
             RuntimeError, match=f"want standard operators without decisions.*{kind}"
         ):
             check_nodes("whole", model(domain, kind))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing", "-o", "x"], "argument REWARD: invalid choice: 'nothing'"),
+        (["hpsv3", "-o", "x", "--frame-size", "480"], "want HEIGHTxWIDTH in pixels"),
+        (["hpsv3"], "the following arguments are required: -o/--output"),
+        (["hpsv3", "-o", "x", "--weights", "nowhere"], "nowhere"),
+    ],
+    ids=str,
+)
+def test_a_wrong_call_is_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert door.main(arguments) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1 and err[0].startswith("error: ") and message in err[0], err
