@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from runtime.rewards.qwen2vl_judge import Judge, Kind
 from runtime.types import Compiled
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Qwen2VLReward:
