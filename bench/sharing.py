@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from runtime.bench.clock import Times, time_in_turns
 from runtime.bench.environment import commit, cpu_name
+from runtime.rewards import load_reward
 from runtime.rewards.qwen2vl import Qwen2VLConfig
 from runtime.rewards.qwen2vl_judge import Judge, Kind, PixelBounds
 from runtime.rewards.qwen2vl_text import DecoderConfig
@@ -82,7 +84,26 @@ def main(arguments: list[str] | None = None) -> int:
     print("|---|---|---|---|---|---|")
     for name, shared in STORIES.items():
         print(row(name, window(shared, size, device, dtype), reward, asked.budget_ms))
+    print("| four candidates | embedded reward, median ms (p20 to p80) | times as fast | equal |")
+    print("|---|---|---|---|")
+    small_reward = load_reward("sprites-video", str(device))
+    for name, shared in STORIES.items():
+        recent = window(shared, (96, 96), device, torch.float32)
+        print(embedded_row(name, recent, small_reward, asked.budget_ms / 4))
     return 0
+
+
+def embedded_row(name: str, recent: Window, reward: Any, budget_ms: float) -> str:
+    """One story for the embedded video reward, which looks at every different frame once."""
+    seen = reward.picks(recent.frames, FPS)
+    plain = Clip(recent.pick(seen), "a red circle", FPS, CHUNKS, picked=True)
+    shared = replace(plain, twins=recent.twins(seen))
+    ways = {"plain": lambda: reward.score(plain), "shared": lambda: reward.score(shared)}
+    times = time_in_turns(ways, recent.newest.device, budget_ms=budget_ms)
+    got, base = times["shared"], times["plain"]
+    same = torch.equal(reward.score(plain), reward.score(shared))
+    times_as_fast = base.median_ms / got.median_ms
+    return f"| {name} | {_spread(got)} of {_spread(base)} | {times_as_fast:.2f} | {same} |"
 
 
 def row(name: str, recent: Window, reward: VideoAlign, budget_ms: float) -> str:
