@@ -99,7 +99,7 @@ def _settle(model: RewardModel, device: torch.device) -> Backing:
     if not isinstance(model, Replaceable):
         return Backing("torch", "auto: it has no network that could be captured")
     if looks_and_reads(model.net):
-        # About 1,000 launches of 5 us for 150 ms of work, and a recording for every number of pictures.
+        # By arithmetic a thousand launches are nothing beside 150 ms of work; and every number of pictures is a shape.
         return Backing("torch", "auto: its launches are nothing beside its work")
     model.net = captured(model.net, device)
     return Backing("captured", "auto: no engines")

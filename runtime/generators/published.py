@@ -11,7 +11,7 @@ Where the facts come from, and what nobody here has seen run:
     longlive      published configurations: the steps and shift of Self-Forcing, local_attn_size 12, sink_size 3, an
                   adapter of rank 256 and alpha 256 under generator_lora.
     causvid       configs/wan_causal_dmd.yaml of tianweiy/CausVid: steps 1000, 757, 522 (then 0), shift 8, chunks of 3,
-                  top key generator. Those steps are warped already (that project's issue 10: the nearest of 50 steps with
+                  top key generator. Those steps are warped already (that project's tracker, #10: the nearest of 50 steps with
                   shift 8 to 750 and 500): warp(280) = 756.8 and warp(120) = 521.7. Its other checkpoints differ.
 Their sizes fit: 5.68 GB are Wan's 825 tensors in float32, CausVid's 11.35 GB twice that (its critic, which is not read),
 and 2.80 GB twice an adapter of rank 256 on every linear of the blocks (the generator's and the critic's).

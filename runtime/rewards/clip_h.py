@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from runtime.rewards.clip import VIT_H_14, ClipConfig, ClipText, ClipTowers
 from runtime.rewards.fixed_words import ByteWords, FixedWords
-from runtime.rewards.graphs import PictureLimits, load_part_
+from runtime.rewards.graphs import PictureLimits, fill_part_
 from runtime.rewards.pictures import PictureReward, Script
 from runtime.types import Compiled
 from runtime.weights import fill_random_, load_weights_, read_config
@@ -96,7 +96,7 @@ class ClipReward(PictureReward):
         config, script = read_setup(path)
         with torch.device("meta"):
             clip = ClipTowers(config)
-        load_weights_(clip, path / "model.safetensors", unused=POSITIONS)
+        load_weights_(clip, path / "model.safetensors", unused=POSITIONS, device=device)
         return cls(ClipNet(clip.to(device, dtype)), script)
 
     @classmethod
@@ -112,10 +112,8 @@ class ClipReward(PictureReward):
         config, script = read_setup(folder)
         with torch.device("meta"):
             clip = ClipText(config)
-        if folder:
-            load_part_(clip, folder / "model.safetensors", "", device, limits.dtype)
-        else:
-            fill_random_(clip, device, limits.dtype)
+        path = folder and folder / "model.safetensors"
+        fill_part_(clip, path, "", device, limits.dtype)
         return cls._whole(ClipReader(clip), script, graphs, limits)
 
 

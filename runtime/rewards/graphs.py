@@ -21,7 +21,7 @@ from runtime.shards import Stored
 from runtime.types import Compiled, row_ranges
 from runtime.weights import compared, fill_random_, refuse_infinite
 
-EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING = "model.embed_tokens."
 Reading = TypeVar("Reading")
 
 
@@ -153,10 +153,20 @@ class WholeNetwork(Generic[Reading]):
         return self.reading(**self.graph(tensors))
 
 
-def load_part_(
-    module: nn.Module, path: Path, prefix: str, device: torch.device | str, dtype: torch.dtype
+def fill_part_(
+    module: nn.Module,
+    path: Path | None,
+    prefix: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
 ) -> None:
-    """Fill ``module`` from the tensors of ``path`` that are its own behind ``prefix``; the others are not read."""
+    """Fill ``module`` from the tensors of ``path`` that are its own behind ``prefix``; the others are not read.
+
+    None: with the random numbers that the whole network would draw for it.
+    """
+    if path is None:
+        fill_random_(module, device, dtype)
+        return
     stored = Stored(path)
     wanted = {prefix + name: tuple(value.shape) for name, value in module.state_dict().items()}
     stored = compared(stored, wanted, stored.shapes.keys() - wanted.keys())
@@ -166,25 +176,13 @@ def load_part_(
     module.load_state_dict(fresh, assign=True)
 
 
-def load_embedding(
-    path: Path, config: DecoderConfig, device: torch.device | str, dtype: torch.dtype
+def fill_embedding(
+    path: Path | None, config: DecoderConfig, device: torch.device | str, dtype: torch.dtype
 ) -> nn.Embedding:
-    """The one table that graphs leave to torch, and nothing else of the weights."""
-    shape = (config.vocab_size, config.hidden_size)
-    stored = Stored(path)
-    weight = compared(stored, {EMBEDDING: shape}, stored.shapes.keys() - {EMBEDDING})[EMBEDDING]
-    weight = weight.to(device, dtype)
-    refuse_infinite(path, {EMBEDDING: weight})
-    return nn.Embedding.from_pretrained(weight, freeze=True)
-
-
-def random_embedding(
-    config: DecoderConfig, device: torch.device | str, dtype: torch.dtype
-) -> nn.Embedding:
-    """The table that ``Judge.random`` draws first, by itself."""
+    """The one table that graphs leave to torch, see ``fill_part_``."""
     with torch.device("meta"):
         embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-    fill_random_(embedding, device, dtype)
+    fill_part_(embedding, path, EMBEDDING, device, dtype)
     return embedding
 
 

@@ -16,7 +16,7 @@ import torch
 
 from runtime.rewards.blip import BlipConfig, BlipReader, ImageRewardNet
 from runtime.rewards.fixed_words import ByteWords, FixedWords
-from runtime.rewards.graphs import PictureLimits, load_part_
+from runtime.rewards.graphs import PictureLimits, fill_part_
 from runtime.rewards.pictures import PictureReward, Script
 from runtime.types import Compiled
 from runtime.weights import fill_random_, load_weights_, read_config
@@ -53,7 +53,7 @@ class ImageReward(PictureReward):
         config, script = read_setup(path)
         with torch.device("meta"):
             net = ImageRewardNet(config)
-        load_weights_(net, path / "model.safetensors")
+        load_weights_(net, path / "model.safetensors", device=device)
         net.blip.to(device, dtype)
         net.mlp.to(device, torch.float32)
         return cls(net, script)
@@ -72,10 +72,8 @@ class ImageReward(PictureReward):
         with torch.device("meta"):
             reader = BlipReader(config)
         words = reader.embeddings
-        if folder:
-            load_part_(words, folder / "model.safetensors", EMBEDDINGS, device, limits.dtype)
-        else:
-            fill_random_(words, device, limits.dtype)
+        path = folder and folder / "model.safetensors"
+        fill_part_(words, path, EMBEDDINGS, device, limits.dtype)
         return cls._whole(reader, script, graphs, limits)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from runtime.kernels.philox import upload
 from runtime.rewards.clip import ClipConfig, ClipText, ClipTowers
 from runtime.rewards.clip_h import read_setup, scaled_direction
-from runtime.rewards.graphs import PictureLimits, load_part_
+from runtime.rewards.graphs import PictureLimits, fill_part_
 from runtime.rewards.pictures import PictureReward, Script, hidden
 from runtime.rewards.qwen2vl_rotary import Turn, rotate, token_turns
 from runtime.types import Compiled
@@ -235,7 +235,7 @@ class MPS(PictureReward):
         setup = Setup.read(path)
         with torch.device("meta"):
             net = MPSNet(setup.config, setup.cross)
-        load_weights_(net, path / "model.safetensors")
+        load_weights_(net, path / "model.safetensors", device=device)
         return setup.conditioned(cls(net.to(device, dtype), setup.script))
 
     @classmethod
@@ -250,10 +250,8 @@ class MPS(PictureReward):
         limits, setup = PictureLimits.read(constants), Setup.read(folder)
         with torch.device("meta"):
             model = ClipText(setup.config)
-        if folder:
-            load_part_(model, folder / "model.safetensors", "model.", device, limits.dtype)
-        else:
-            fill_random_(model, device, limits.dtype)
+        path = folder and folder / "model.safetensors"
+        fill_part_(model, path, "model.", device, limits.dtype)
         reader = MPSReader(model, setup.cross)
         return setup.conditioned(cls._whole(reader, setup.script, graphs, limits))
 

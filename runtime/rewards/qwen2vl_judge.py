@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from runtime.kernels.philox import upload
 from runtime.kernels.reward_patches import PATCH, PatchFormat, fit_size, reward_patches
-from runtime.rewards.graphs import GraphNetwork, Limits, load_embedding, random_embedding
+from runtime.rewards.graphs import GraphNetwork, Limits, fill_embedding
 from runtime.rewards.qwen2vl import Network, Qwen2VL, Qwen2VLConfig, Words, answer
 from runtime.rewards.qwen2vl_kin import Kin, answer_kin, flops_kin
 from runtime.rewards.qwen2vl_words import Filler, Rubric, Script
@@ -158,11 +158,8 @@ class Judge:
     ) -> Judge:
         """From the same folder (None: random weights) and exported graphs: of the weights, only the embedding is read."""
         setup, limits = Setup.read(kind, folder), Limits.read(constants)
-        if folder is None:
-            embedding = random_embedding(setup.config.text, device, limits.dtype)
-        else:
-            path = folder / "model.safetensors"
-            embedding = load_embedding(path, setup.config.text, device, limits.dtype)
+        path = folder and folder / "model.safetensors"
+        embedding = fill_embedding(path, setup.config.text, device, limits.dtype)
         net = GraphNetwork(graphs, limits, setup.config, embedding)
         return Judge(kind, net, setup.script, setup.pixels)
 
