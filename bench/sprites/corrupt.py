@@ -263,7 +263,7 @@ def _paint(
         alpha = torch.lerp(alpha, coarse, _column(at["blocks"]))
     sigma = (0.8 * wear) + 3.5 * at["blur"]
     if (sigma > 0.15).any():
-        alpha = _soften(alpha, sigma.clamp(min=0.15))
+        alpha = soften(alpha, sigma.clamp(min=0.15))
     ink = _blend(COLOURS, scene.caption.colour, other["colour"], at["ink_drift"])
     paper = _blend(BACKGROUNDS, scene.caption.background, other["background"], at["paper_drift"])
     paper = paper + tint[0]
@@ -300,7 +300,7 @@ def _patches(missing: Tensor, noise: torch.Generator) -> Tensor:
     return torch.sigmoid(8 * (field - _column(threshold)))
 
 
-def _soften(alpha: Tensor, sigma: Tensor) -> Tensor:
+def soften(alpha: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of alpha [n, 96, 96] on the torus, one width sigma [n] in pixels a frame."""
     reach = min(max(2, math.ceil(2.5 * float(sigma.max()))), SIZE // 2)
     steps = torch.arange(-reach, reach + 1)

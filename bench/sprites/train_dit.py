@@ -11,14 +11,14 @@ import copy
 import math
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from runtime.bench.sprites.corpus import Corpus
+from runtime.bench.sprites.corpus import Batch, Corpus
 from runtime.bench.sprites.encode_clips import load_vae
 from runtime.bench.sprites.muon import Pair
 from runtime.bench.sprites.opening import Opening
@@ -32,7 +32,7 @@ from runtime.bench.sprites.student import (
     vocabulary,
 )
 from runtime.bench.sprites.train_log import TrainLog, atomic_save, pick_device
-from runtime.bench.sprites.world import training_captions
+from runtime.bench.sprites.world import Caption, training_captions
 from runtime.generators.schedule import Schedule, all_sigmas
 from runtime.generators.text import word_tokeniser
 from runtime.generators.vae import WanVAE
@@ -40,11 +40,33 @@ from runtime.generators.vae import WanVAE
 LATENT_SIDE = 8
 HISTORY_NOISE = 0.2  # largest noise on the clean history
 ON_STEP = 0.8  # share of noise levels drawn from the steps that inference runs
-FAR = 0.35  # share of rows whose sink lies far back in time
-FAR_CHUNKS = 40
-OPENING_AFTER, OPENING_ROWS, OPENING_WEIGHT = 1500, 6, 0.5
-OWN_AFTER = 1500  # step from which the history is sometimes the model's own
-OWN_HISTORY = 0.5  # share of those steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run mixes, and when."""
+
+    steps: int
+    rate: float  # peak learning rate
+    wandering: float = 0.0  # share of clips that drift away from their caption
+    late: int = 1500  # step from which the two losses below take part
+    own_history: float = 0.5  # share of those steps whose history is the model's own
+    opening_rows: int = 6
+    opening_weight: float = 0.5
+    batch: int = 4
+
+
+# Learn the world, then its openings and its wandering ways.
+FIRST = Recipe(steps=2800, rate=2e-3)
+SECOND = Recipe(
+    steps=1500,
+    rate=1e-3,
+    wandering=0.6,
+    late=0,
+    own_history=0.4,
+    opening_rows=8,
+    opening_weight=1.0,
+)
 
 
 def draw_sigmas(rows: int, chunks: int, generator: torch.Generator) -> Tensor:
@@ -67,17 +89,17 @@ class Row:
     slots: tuple[Tensor, Tensor]
 
     @staticmethod
-    def draw(ids: Tensor, mask: Tensor, chunks: int, rng: random.Random) -> Row:
-        rows = len(ids)
-        frames = torch.arange(chunks * CHUNK).repeat(rows, 1)
-        weight = torch.ones(rows, chunks * CHUNK)
-        for row in range(rows):
-            if rng.random() < FAR:
-                frames[row, CHUNK:] += CHUNK * rng.randint(1, FAR_CHUNKS)
+    def draw(batch: Batch, rng: random.Random) -> Row:
+        rows, count = batch.latents.shape[:2]
+        frames, weight = torch.arange(count).repeat(rows, 1), torch.ones(rows, count)
+        for row, age in enumerate(batch.ages):
+            if age:
+                frames[row, CHUNK:] += CHUNK * age
                 # Right after the jump only the sink is seen: no telling what comes.
                 weight[row, CHUNK : 2 * CHUNK] = 0
-        slots = tuple(t.to(ids.device) for t in history_slots(rows, chunks, rng))
-        return Row(ids, mask, frames.to(ids.device), weight.to(ids.device), slots)
+        device = batch.ids.device
+        slots = tuple(t.to(device) for t in history_slots(rows, count // CHUNK, rng))
+        return Row(batch.ids, batch.mask, frames.to(device), weight.to(device), slots)
 
 
 def predict(
@@ -93,17 +115,18 @@ def predict(
     return flow[:, latents.shape[1] :].float()
 
 
-def loss_of(student: Student, latents: Tensor, ids: Tensor, mask: Tensor, step: int) -> Tensor:
-    """Mean flow error over the noisy chunks. latents [B, 3 * N, C, h, w] on the training device."""
+def loss_of(student: Student, batch: Batch, step: int, own: float) -> Tensor:
+    """Mean flow error over the noisy chunks of latents [B, 3 * N, C, h, w]; ``own`` is the chance of an own history."""
+    latents = batch.latents
     rows, chunks = len(latents), latents.shape[1] // CHUNK
     generator, rng = torch.Generator().manual_seed(step), random.Random(step)
     draw = partial(torch.randn, latents.shape, generator=generator)
-    row = Row.draw(ids, mask, chunks, rng)
+    row = Row.draw(batch, rng)
     sigma = draw_sigmas(rows, chunks, generator).to(latents.device).repeat_interleave(CHUNK, 1)
     eps = draw().to(latents.device)
     drift = torch.rand(rows, 1, 1, 1, 1, generator=generator).to(latents.device) * HISTORY_NOISE
     clean = latents + drift * draw().to(latents.device)
-    if step >= OWN_AFTER and rng.random() < OWN_HISTORY:
+    if rng.random() < own:
         clean = own_history(student, row, clean, latents, draw().to(latents.device))
     flow = predict(student, row, clean, latents, eps, sigma)
     error = (flow - (eps - latents)).square().mean((2, 3, 4))
@@ -124,18 +147,19 @@ def own_history(student: Student, row: Row, clean: Tensor, latents: Tensor, eps:
 
 
 def train(
-    corpus: Corpus,
-    vae: WanVAE,
-    out: Path,
-    steps: int,
-    batch: int,
-    rate: float,
-    device: torch.device,
+    recipe: Recipe, corpus: Corpus, vae: WanVAE, out: Path, start: Path | None, device: torch.device
 ) -> None:
-    """Run to ``steps``, resuming from ``out/dit.pt``; writes the averaged weights as two safetensors files."""
+    """Run ``recipe``, resuming from ``out/dit.pt``, else from the weights that ``start`` ended with.
+
+    Writes the averaged weights as two safetensors files.
+    """
     opening = Opening(vae, (CHUNK, DIT.channels, LATENT_SIDE, LATENT_SIDE))
     torch.manual_seed(0)
     student = Student().to(device)
+    if start is not None:
+        student.load_state_dict(
+            torch.load(start, weights_only=True, map_location=device)["average"]
+        )
     average = {k: v.detach().clone() for k, v in student.state_dict().items()}
     worker = copy.deepcopy(
         student
@@ -152,20 +176,22 @@ def train(
         average, first = saved["average"], saved["step"]
         worker.load_state_dict(saved["model"])
     began = time.monotonic()
-    for step in range(first, steps):
+    for step in range(first, recipe.steps):
         if step % 100 == 0 or step == first:
             corpus.refresh()
-        latents, ids, mask = (t.to(device) for t in corpus.batch(batch, step))
-        loss = loss_of(worker, latents, ids, mask, step)
+        late = step >= recipe.late
+        batch = corpus.batch(recipe.batch, step).to(device)
+        loss = loss_of(worker, batch, step, recipe.own_history if late else 0.0)
         loss.backward()
-        if step >= OPENING_AFTER:
-            first = OPENING_WEIGHT * opening_loss(worker, opening, corpus, step, device)
-            first.backward()
-            log.add(step, opening=first)
+        if late:
+            captions = random.Random(-step).sample(training_captions(), recipe.opening_rows)
+            begun = opening_loss(worker, opening, corpus, captions, device)
+            (recipe.opening_weight * begun).backward()
+            log.add(step, opening=begun)
         hand_over_gradients(worker, student)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
-        optimiser.step(rate * min(1.0, (step + 1) / 100) * falling)
+        falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+        optimiser.step(recipe.rate * min(1.0, (step + 1) / 100) * falling)
         with torch.no_grad():
             for fast, exact in zip(worker.parameters(), student.parameters(), strict=True):
                 fast.copy_(exact)
@@ -176,17 +202,20 @@ def train(
         log.add(step, loss=loss)
         if step % 20 == 19:
             log.write(step, seconds=time.monotonic() - began)
-        if step % 100 == 99 or step == steps - 1:
+        if step % 100 == 99 or step == recipe.steps - 1:
             saved = {"model": student.state_dict(), "average": average, "step": step + 1}
             atomic_save({**saved, "optimiser": optimiser.state_dict()}, state)
-    export(average, out, steps)
+    export(average, out, recipe.steps)
 
 
 def opening_loss(
-    student: Student, opening: Opening, corpus: Corpus, step: int, device: torch.device
+    student: Student,
+    opening: Opening,
+    corpus: Corpus,
+    captions: list[Caption],
+    device: torch.device,
 ) -> Tensor:
-    """The loss of ``OPENING_ROWS`` first chunks drawn by the student itself."""
-    captions = random.Random(-step).sample(training_captions(), OPENING_ROWS)
+    """The loss of first chunks of ``captions`` drawn by the student itself."""
     ids, mask = (t.to(device) for t in corpus.encode([caption.text for caption in captions]))
     return opening.loss(student.dit, student.context(ids, mask), captions)
 
@@ -217,14 +246,18 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("out/train/corpus"))
     parser.add_argument("--vae", type=Path, default=Path("out/train/vae.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("out/train"))
-    parser.add_argument("--steps", type=int, default=2800)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument(
+        "--start", type=Path, help="checkpoint of a first run; this one is then the second"
+    )
+    parser.add_argument("--steps", type=int, help="fewer or more than the recipe's")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     device = pick_device(args.device)
     vae = load_vae(args.vae, device)
-    train(Corpus(args.corpus), vae, args.out, args.steps, args.batch, args.rate, device)
+    recipe = SECOND if args.start else FIRST
+    recipe = replace(recipe, steps=args.steps or recipe.steps)
+    corpus = Corpus(args.corpus, recipe.wandering)
+    train(recipe, corpus, vae, args.out, args.start, device)
 
 
 if __name__ == "__main__":
