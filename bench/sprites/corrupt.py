@@ -142,15 +142,15 @@ def corrupt(
         scene, other, centres, at, (defects.wear, rng.random(), rng.choice((4, 6, 8, 12))), noise
     )
     truth = _truth(scene.caption, other, levels, movement)  # [T, W]
-    shown = _shown(scene.caption, defects.wrong, rng)
-    columns = [WORDS.index(getattr(shown, name)) for name in VOCABULARY]
+    told = shown(scene.caption, defects.wrong, rng)
+    columns = [WORDS.index(getattr(told, name)) for name in VOCABULARY]
     picture = _product(levels, PICTURE_WEIGHT, PICTURE)  # [T]
     muddle = 1 - 0.5 * 4 * at["morph"] * (1 - at["morph"])
     mean_truth = truth.mean(0)
     static = columns[: len(STATIC)]
     return Sample(
         frames=pictures,
-        caption=shown,
+        caption=told,
         quality=picture[keep] * muddle,
         alignment=truth[keep][:, static].mean(1),
         visual=float(picture.mean()),
@@ -341,7 +341,7 @@ def _truth(
     return truth
 
 
-def _shown(caption: Caption, wrong: Sequence[str], rng: random.Random) -> Caption:
+def shown(caption: Caption, wrong: Sequence[str], rng: random.Random) -> Caption:
     swaps = {
         name: rng.choice([w for w in VOCABULARY[name] if w != getattr(caption, name)])
         for name in wrong

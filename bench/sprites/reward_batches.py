@@ -22,6 +22,7 @@ from runtime.bench.sprites.corrupt import (
     Sample,
     corrupt,
 )
+from runtime.bench.sprites.decoded import Decoded
 from runtime.bench.sprites.world import SIZE, Caption, Scene
 from runtime.rewards.sprites_video import seen_frames
 
@@ -53,9 +54,7 @@ def draw_defects(rng: random.Random, *, still: bool = False) -> Defects:
             chosen["fade"] = 1.0
         if rng.random() < 0.4:
             chosen["onset"] = rng.uniform(0.0, 0.6)
-    count = rng.choice((0, 0, 1, 1, 2, 3, 4, 5))
-    pool = STATIC if still else tuple(VOCABULARY)
-    wrong = tuple(rng.sample(pool, min(count, len(pool))))
+    wrong = wrong_words(rng, STATIC if still else tuple(VOCABULARY))
     wear = rng.random() if rng.random() < 0.8 else 0.0
     return Defects(**chosen, wear=wear, wrong=wrong)
 
@@ -70,6 +69,11 @@ def image_batch(captions: Sequence[Caption], rng: random.Random, clips: int = IM
         samples.append(
             corrupt(scene, draw_defects(rng, still=True), length, rng.getrandbits(32), picked)
         )
+    return stack_frames(samples)
+
+
+def stack_frames(samples: Sequence[Sample]) -> Batch:
+    """An image batch: every frame of every sample is a row."""
     return Batch(
         frames=torch.cat([s.frames for s in samples]),
         prompts=[s.caption.text for s in samples for _ in range(IMAGE_FRAMES)],
@@ -78,6 +82,32 @@ def image_batch(captions: Sequence[Caption], rng: random.Random, clips: int = IM
         words=torch.cat([s.still_truth for s in samples]),
         places=torch.empty(0),
     )
+
+
+def wrong_words(rng: random.Random, pool: Sequence[str]) -> tuple[str, ...]:
+    """Which of a caption's attributes are exchanged before the clip is judged; none in a third of all clips."""
+    count = rng.choice((0, 0, 1, 1, 2, 3, 4, 5))
+    return tuple(rng.sample(list(pool), min(count, len(pool))))
+
+
+def decoded_images(shelf: Decoded, rng: random.Random, clips: int = IMAGE_CLIPS) -> Batch:
+    """``image_batch`` of clips that a decoder drew."""
+    samples = []
+    for _ in range(clips):
+        picked = sorted(rng.sample(range(shelf.frames.shape[1]), IMAGE_FRAMES))
+        samples.append(shelf.draw(rng, picked, wrong_words(rng, STATIC)))
+    return stack_frames(samples)
+
+
+def decoded_videos(shelf: Decoded, rng: random.Random, clips: int = VIDEO_CLIPS) -> Batch:
+    """``video_batch`` of clips that a decoder drew."""
+    count, most = len(seen_frames(clip_length(rng))), shelf.frames.shape[1]
+    samples = []
+    for _ in range(clips):
+        first = rng.randint(0, most - min(count, most))
+        picked = range(first, min(first + count, most))
+        samples.append(shelf.draw(rng, picked, wrong_words(rng, tuple(VOCABULARY))))
+    return stack_clips(samples)
 
 
 def clip_length(rng: random.Random) -> int:

@@ -1,8 +1,8 @@
 """``python -m runtime.bench.sprites.train``: everything the embedded model is made of, in order, from nothing.
 
-VAE, then latents of training clips, then text encoder and DiT, the tiny decoder, then the two rewards. Every stage resumes
-from its checkpoint in ``--out``, logs to a text file there and is skipped once its weights exist. ``--install`` copies the
-result into the package.
+VAE and its decoder once more, latents of clean and of wandering training clips, text encoder and DiT in two runs, the tiny
+decoder, then the two rewards, each in two runs. Every stage resumes from its checkpoint in ``--out`` (first runs: in
+``--out``/first), logs to a text file there and is skipped once its weights exist. ``--install`` copies the result into the package.
 """
 
 from __future__ import annotations
@@ -22,27 +22,29 @@ REWARDS = ("image", "video")
 
 def stages(out: Path, device: str) -> list[tuple[Path, list[str]]]:
     """What each stage writes last, and the command that writes it."""
-    vae, corpus = out / "vae.safetensors", out / "corpus"
-    on = ["--device", device]
-    return [
-        (vae, ["train_vae", "--out", str(out), *on]),
-        (
-            corpus / "shard_019.pt",
-            ["encode_clips", "--vae", str(vae), "--out", str(corpus), "--shards", "20", *on],
-        ),
-        (
-            out / "dit.safetensors",
-            ["train_dit", "--vae", str(vae), "--corpus", str(corpus), "--out", str(out), *on],
-        ),
-        (
-            out / "tiny_decoder.safetensors",
-            ["train_tiny_decoder", "--vae", str(vae), "--out", str(out), *on],
-        ),
-        *(
-            (out / f"{which}.safetensors", ["train_rewards", "--which", which, "--out", str(out)])
-            for which in REWARDS
-        ),
+    first, corpus, decoded = out / "first", out / "corpus", out / "decoded.pt"
+    early, vae, begun = first / "vae.safetensors", out / "vae.safetensors", first / "dit.pt"
+    encode = ["encode_clips", "--vae", str(vae), "--out", str(corpus)]
+    dit = ["train_dit", "--vae", str(vae), "--corpus", str(corpus)]
+    steps: list[tuple[Path, list[str | Path]]] = [
+        (early, ["train_vae", "--out", first]),
+        (vae, ["train_decoder", "--start", early, "--out", out]),
+        (corpus / "shard_019.pt", [*encode, "--shards", "20"]),
+        (corpus / "wandering_015.pt", [*encode, "--wandering", "--shards", "16", "--clips", "192"]),
+        (first / "dit.safetensors", [*dit, "--out", first]),
+        (out / "dit.safetensors", [*dit, "--start", begun, "--out", out]),
+        (out / "tiny_decoder.safetensors", ["train_tiny_decoder", "--vae", vae, "--out", out]),
+        (decoded, ["decoded", "--vae", vae, "--out", decoded]),
     ]
+    for which in REWARDS:
+        name = f"{which}.safetensors"
+        teach: list[str | Path] = ["train_rewards", "--which", which, "--resume"]
+        again: list[str | Path] = ["--start", first / name, "--decoded", decoded]
+        steps += [
+            (first / name, [*teach, "--out", first]),
+            (out / name, [*teach, "--out", out, "--steps", "700", "--rate", "1e-3", *again]),
+        ]
+    return [(result, [*map(str, words), "--device", device]) for result, words in steps]
 
 
 def install(out: Path) -> None:

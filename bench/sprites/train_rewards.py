@@ -14,8 +14,9 @@ import logging
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,8 +25,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from runtime.bench.sprites.corrupt import STATIC_WORDS, WORDS
-from runtime.bench.sprites.reward_batches import Batch, image_batch, to_device, video_batch
+from runtime.bench.sprites.decoded import Decoded
+from runtime.bench.sprites.reward_batches import (
+    Batch,
+    decoded_images,
+    decoded_videos,
+    image_batch,
+    to_device,
+    video_batch,
+)
 from runtime.bench.sprites.reward_report import HELD_OUT, evaluate, read
+from runtime.bench.sprites.train_log import pick_device
 from runtime.bench.sprites.world import RADII, SHAPES, training_captions
 from runtime.rewards.sprites_image import ImageNet
 from runtime.rewards.sprites_net import known_words
@@ -78,6 +88,7 @@ class Run:
     peak: float  # learning rate
     start: Path | None = None  # weights of a reward to start from, where layers are the same
     frozen: bool = False  # leave the frame encoder as it is: a third of the cost of a step
+    decoded: Path | None = None  # clips as a decoder shows them; then half of all batches are these
 
     def rate(self, step: int) -> float:
         """One warm-up, then a cosine down to a fiftieth."""
@@ -117,11 +128,11 @@ def train(run: Run) -> dict[str, float]:
         optimiser.load_state_dict(stored["optimiser"])
         first = stored["step"]
         log.info("resumed %s at step %d", run.which, first)
-    captions, draw = training_captions(), image_batch if run.which == "image" else video_batch
+    draw = batches(run)
     began = time.monotonic()
     for step in range(first, run.steps):
         # Each step has its own seed, so a resumed run sees the batches that an unbroken one would have seen.
-        batch = to_device(draw(captions, random.Random(f"{run.seed}/{step}")), run.device)
+        batch = to_device(draw(random.Random(f"{run.seed}/{step}")), run.device)
         for group in optimiser.param_groups:
             group["lr"] = run.rate(step)
         loss, parts = loss_of(net, batch, vocabulary)
@@ -143,6 +154,16 @@ def train(run: Run) -> dict[str, float]:
                 checkpoint,
             )
     return save(net.cpu(), vocabulary, run)
+
+
+def batches(run: Run) -> Callable[[random.Random], Batch]:
+    """Draws a batch: corrupted renders, and where there are any, decoded clips every other time."""
+    captions, image = training_captions(), run.which == "image"
+    rendered = partial(image_batch if image else video_batch, captions)
+    if run.decoded is None:
+        return rendered
+    decoded = partial(decoded_images if image else decoded_videos, Decoded.load(run.decoded))
+    return lambda rng: rendered(rng) if rng.random() < 0.5 else decoded(rng)
 
 
 def save(net: nn.Module, vocabulary: tuple[str, ...], run: Run) -> dict[str, float]:
@@ -182,12 +203,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the checkpoint in --out, if there is one"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument(
         "--start", type=Path, help="weights to start from, where layers are the same"
     )
+    parser.add_argument("--decoded", type=Path, help="clips written by ``decoded``")
     parser.add_argument("--frozen", action="store_true", help="do not train the frame encoder")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -204,9 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.steps,
             given.seed,
             given.resume,
-            given.device,
+            str(pick_device(given.device)),
             given.rate,
             given.start,
+            given.frozen,
+            given.decoded,
         )
     )
 

@@ -10,7 +10,7 @@ Legend: T frames, N knots (one a chunk).
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,6 +66,23 @@ class Wander:
             size=(1 + walk(SIZE_STEP)[:, 0]).clamp(*SIZES),
             pace=(1 + walk(PACE_STEP)[:, 0]).clamp(*PACES),
         )
+
+    def at(self, frames: list[int]) -> Wander:
+        """The walk at some of its frames."""
+        looks = (self.ink, self.paper, self.morph, self.blur, self.size, self.pace)
+        return Wander(self.other, *(look[frames] for look in looks))
+
+    def worse(self, blur: float, morph: float) -> Wander:
+        """The same walk, all of it softer by ``blur`` pixels and further towards the other outline."""
+        return replace(
+            self,
+            blur=(self.blur + blur).clamp(max=MOST_BLUR),
+            morph=(self.morph + morph).clamp(max=FULL_MORPH),
+        )
+
+    def table(self) -> dict[str, str | Tensor]:
+        """The fields by name, to be saved."""
+        return {name: getattr(self, name) for name in Wander.__slots__}
 
     def still(self) -> Wander:
         """The same length without any wandering."""
