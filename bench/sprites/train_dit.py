@@ -38,7 +38,6 @@ from runtime.generators.text import word_tokeniser
 from runtime.generators.vae import WanVAE
 
 LATENT_SIDE = 8
-HISTORY_NOISE = 0.2  # largest noise on the clean history
 ON_STEP = 0.8  # share of noise levels drawn from the steps that inference runs
 
 
@@ -51,6 +50,7 @@ class Recipe:
     wandering: float = 0.0  # share of clips that drift away from their caption
     late: int = 1500  # step from which the two losses below take part
     own_history: float = 0.5  # share of those steps whose history is the model's own
+    history_noise: float = 0.2  # largest noise on the clean history
     opening_rows: int = 6
     opening_weight: float = 0.5
     batch: int = 4
@@ -61,9 +61,10 @@ FIRST = Recipe(steps=2800, rate=2e-3)
 SECOND = Recipe(
     steps=1500,
     rate=1e-3,
-    wandering=0.6,
+    wandering=0.8,
     late=0,
-    own_history=0.4,
+    own_history=0.15,
+    history_noise=0.1,
     opening_rows=8,
     opening_weight=1.0,
 )
@@ -115,8 +116,8 @@ def predict(
     return flow[:, latents.shape[1] :].float()
 
 
-def loss_of(student: Student, batch: Batch, step: int, own: float) -> Tensor:
-    """Mean flow error over the noisy chunks of latents [B, 3 * N, C, h, w]; ``own`` is the chance of an own history."""
+def loss_of(student: Student, batch: Batch, step: int, recipe: Recipe) -> Tensor:
+    """Mean flow error over the noisy chunks of latents [B, 3 * N, C, h, w]."""
     latents = batch.latents
     rows, chunks = len(latents), latents.shape[1] // CHUNK
     generator, rng = torch.Generator().manual_seed(step), random.Random(step)
@@ -124,9 +125,11 @@ def loss_of(student: Student, batch: Batch, step: int, own: float) -> Tensor:
     row = Row.draw(batch, rng)
     sigma = draw_sigmas(rows, chunks, generator).to(latents.device).repeat_interleave(CHUNK, 1)
     eps = draw().to(latents.device)
-    drift = torch.rand(rows, 1, 1, 1, 1, generator=generator).to(latents.device) * HISTORY_NOISE
+    drift = (
+        torch.rand(rows, 1, 1, 1, 1, generator=generator).to(latents.device) * recipe.history_noise
+    )
     clean = latents + drift * draw().to(latents.device)
-    if rng.random() < own:
+    if step >= recipe.late and rng.random() < recipe.own_history:
         clean = own_history(student, row, clean, latents, draw().to(latents.device))
     flow = predict(student, row, clean, latents, eps, sigma)
     error = (flow - (eps - latents)).square().mean((2, 3, 4))
@@ -181,7 +184,7 @@ def train(
             corpus.refresh()
         late = step >= recipe.late
         batch = corpus.batch(recipe.batch, step).to(device)
-        loss = loss_of(worker, batch, step, recipe.own_history if late else 0.0)
+        loss = loss_of(worker, batch, step, recipe)
         loss.backward()
         if late:
             captions = random.Random(-step).sample(training_captions(), recipe.opening_rows)
