@@ -38,10 +38,18 @@ class Sweep:
     @property
     def methods(self) -> tuple[str, ...]:
         """A method name for every one of ``values``."""
-        return tuple(
-            BASE if value == self.default else f"{BASE}[{self.setting}={json.dumps(value)}]"
-            for value in self.values
-        )
+        return tuple(self._method(value) for value in self.values)
+
+    def _method(self, value: float) -> str:
+        if value == self.default:
+            return BASE
+        # K and M as the scaling law writes them, so that both share their videos.
+        search = Settings().search
+        if self.setting == "search.histories":
+            return f"{BASE}[{value}x{search.expansions}]"
+        if self.setting == "search.expansions":
+            return f"{BASE}[{search.histories}x{value}]"
+        return f"{BASE}[{self.setting}={json.dumps(value)}]"
 
 
 SWEEPS: dict[str, Sweep] = {
