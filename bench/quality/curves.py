@@ -1,6 +1,7 @@
 """The numbers of every curve, from rows alone: the scaling law, drift over time, and sweeps. Drawn elsewhere.
 
-A point is the mean over prompts (each prompt's seeds are averaged first) with its 95 % bootstrap interval.
+A point is a mean over prompts (each prompt's seeds are averaged first) with its 95 % bootstrap interval: of a level, or of
+a difference between two values of the same prompt and seed, whose interval is narrower, for prompts differ more than methods.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from runtime.bench.quality.stats import bootstrap
 from runtime.bench.quality.sweeps import Sweep, place
 from runtime.settings import Settings
 
+Read = Callable[[Row], float]
 FPS = 16  # of every generator's video
 RESAMPLES = 1000  # of a band; tables take more
 
@@ -71,12 +73,18 @@ def of_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def score(column: str) -> Callable[[Row], float]:
+def score(column: str) -> Read:
     """Reads one column of a row; NaN where it is missing."""
     return lambda row: row.scores.get(column, math.nan)
 
 
-def point(x: float, rows: Iterable[Row], read: Callable[[Row], float], **more: Any) -> Point | None:
+def over(read: Read, rows: Iterable[Row]) -> Read:
+    """What ``read`` finds, less what it finds in that one of ``rows`` with the same prompt and seed; NaN without one."""
+    base = {(row.key.prompt, row.key.seed): read(row) for row in rows}
+    return lambda row: read(row) - base.get((row.key.prompt, row.key.seed), math.nan)
+
+
+def point(x: float, rows: Iterable[Row], read: Read, **more: Any) -> Point | None:
     """The mean over prompts of what ``read`` finds, and its interval; None where nothing was measured."""
     found = {(row.key.prompt, row.key.seed): read(row) for row in rows}
     table = {video: value for video, value in found.items() if math.isfinite(value)}
@@ -100,24 +108,35 @@ def passes(rows: Sequence[Row]) -> float:
     return math.fsum(row.cost.passes for row in rows) / len(rows)
 
 
-def scaling(rows: Iterable[Row], column: str, by_passes: bool = False) -> list[Series]:
+@dataclass(frozen=True, slots=True)
+class View:
+    """How the scaling law is looked at."""
+
+    by_passes: bool = False  # against passes of a video instead of candidates of a chunk
+    gain: bool = False  # the gain over plain streaming instead of the level
+
+
+LEVELS = View()
+
+
+def scaling(rows: Iterable[Row], column: str, view: View = LEVELS) -> list[Series]:
     """Quality against what is spent: one line per policy, from plain streaming (one candidate) upwards.
 
     A line holds the method itself and its ``[KxM]`` sizes; of two sizes with the same K * M, the one of ``SCALING`` is on
-    the line and the other beside it.
+    the line and the other beside it. There is no gain where plain streaming was not measured.
     """
+    by_method = of_method(rows)
+    read = over(score(column), by_method.get("single", ())) if view.gain else score(column)
     groups: dict[str, list[tuple[str, Point]]] = {}
-    for method, mine in of_method(rows).items():
+    for method, mine in by_method.items():
         family, size = _size(method), candidates(method)
         if family is None or size is None:
             continue
-        x = passes(mine) if by_passes else float(size)
-        found = point(x, mine, score(column), name=method)
+        x = passes(mine) if view.by_passes else float(size)
+        found = point(x, mine, read, name=method)
         if found:
             groups.setdefault(family, []).append((method, found))
     start = groups.pop("single", [])
-    if not any(groups.values()):
-        return []
     return [_line(family, start + found) for family, found in groups.items()]
 
 
@@ -149,14 +168,23 @@ def _line(family: str, found: Sequence[tuple[str, Point]]) -> Series:
     return Series(family, tuple(sorted(line.values(), key=lambda p: p.x)), tuple(loose))
 
 
-def drift(rows: Iterable[Row], column: str) -> list[Series]:
-    """A column over the video's time, one line per method. A point stands at the middle of its span of ``SPAN`` frames."""
+def drift(rows: Iterable[Row], column: str, change: bool = False) -> list[Series]:
+    """A column over the video's time, one line per method: its level, or its change since the video's first span.
+
+    A point stands at the middle of its span of ``SPAN`` frames. A last span of less than a third of that is left out: too
+    little to judge.
+    """
     found = []
     for method, mine in of_method(rows).items():
+        seconds = min(row.key.seconds for row in mine)
         spans = max((len(row.over_time.get(column, ())) for row in mine), default=0)
         points = []
         for span in range(spans):
-            here = point((span + 0.5) * SPAN / FPS, mine, _span(column, span))
+            begin = span * SPAN / FPS
+            end = min(begin + SPAN / FPS, seconds)
+            if 3 * (end - begin) < SPAN / FPS:
+                continue
+            here = point((begin + end) / 2, mine, _span(column, span, change))
             if here:
                 points.append(here)
         if points:
@@ -164,10 +192,12 @@ def drift(rows: Iterable[Row], column: str) -> list[Series]:
     return found
 
 
-def _span(column: str, span: int) -> Callable[[Row], float]:
+def _span(column: str, span: int, change: bool) -> Read:
     def read(row: Row) -> float:
         values = row.over_time.get(column, ())
-        return values[span] if span < len(values) else math.nan
+        if span >= len(values):
+            return math.nan
+        return values[span] - values[0] if change else values[span]
 
     return read
 

@@ -13,12 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bench.quality import curves, report_lines, report_routes, report_tables, report_why
-from runtime.bench.quality.curves import of_length
+from runtime.bench.quality.curves import LEVELS, View, of_length
 from runtime.bench.quality.methods import METHODS
-from runtime.bench.quality.row import RIGHT, SPAN, Row
+from runtime.bench.quality.report_lines import Frame
+from runtime.bench.quality.row import REWARDED, SPAN, Row
+from runtime.bench.quality.store import read
 from runtime.bench.quality.sweeps import SWEEPS
-from runtime.bench.report_svg import count, esc
+from runtime.bench.report_svg import count, esc, nice_ticks
 
+DRIFTS = {  # heading -> the methods of one figure
+    "Ways to search": ("single", "best-of-n", "beam", "stream-t1"),
+    "Stream-T1 and its parts": (
+        "single",
+        "stream-t1",
+        "no-sinking",
+        "no-propagation",
+        "no-pruning",
+    ),
+}
 STYLE = Path(__file__).parents[1] / "report.css"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 BAND = (
@@ -127,65 +139,98 @@ def _panels(drawn: Sequence[tuple[str, str]], small: bool = False) -> str:
     return f'<div class="{style}">{"".join(figures)}</div>' if figures else ""
 
 
-def _scaling(rows: Sequence[Row], length: str) -> str:
-    names = curves.columns(rows)
-    if not any(len(one.points) > 1 for name in names for one in curves.scaling(rows, name)):
-        return ""
-    methods = list(dict.fromkeys(s.method for name in names for s in curves.scaling(rows, name)))
-    return section(
-        f"What more candidates buy ({length})",
-        "Each line is one way to search, from plain streaming (one candidate of each chunk) to more histories K "
-        f"and more candidates M of each. {BAND}",
-        report_lines.legend(methods),
-        _panels([(name, scaling_chart(rows, name)) for name in names]),
-        "<details><summary>The same against passes through the generator</summary>",
-        _panels([(name, scaling_chart(rows, name, by_passes=True)) for name in names]),
-        "</details>",
+def _split(drawn: Sequence[tuple[str, str]]) -> str:
+    """What is measured in full view, the reward's own columns folded away."""
+    own = [(name, picture) for name, picture in drawn if name in REWARDED]
+    return _panels([pair for pair in drawn if pair not in own]) + _folded(
+        f"{', '.join(name for name, _ in own)}: the reward's own columns", _panels(own)
     )
 
 
-def scaling_chart(rows: Sequence[Row], column: str, by_passes: bool = False) -> str:
+def _folded(summary: str, body: str) -> str:
+    return f"<details><summary>{esc(summary)}</summary>{body}</details>" if body else ""
+
+
+def _scaling(rows: Sequence[Row], length: str) -> str:
+    names = curves.columns(rows)
+    levels = {name: curves.scaling(rows, name) for name in names}
+    if not any(len(one.points) > 1 for series in levels.values() for one in series):
+        return ""
+    methods = list(dict.fromkeys(one.method for series in levels.values() for one in series))
+    gain, passes = View(gain=True), View(by_passes=True)
+    return section(
+        f"What more candidates buy ({length})",
+        "Each line is one way to search, from plain streaming (one candidate of each chunk) to K histories with M candidates "
+        "each. Shown is the gain over plain streaming's video of the same prompt and seed; above zero is better. Open dots: "
+        f"the same K × M, split otherwise. {BAND}",
+        report_lines.legend(methods),
+        _split([(name, scaling_chart(rows, name, gain)) for name in names]),
+        _folded(
+            "The levels themselves; their bands are wide, for prompts differ more than methods",
+            _panels([(name, scaling_chart(rows, name)) for name in names]),
+        ),
+        _folded(
+            "The levels against passes through the generator, which is what the time goes to",
+            _panels([(name, scaling_chart(rows, name, passes)) for name in names]),
+        ),
+    )
+
+
+def scaling_chart(rows: Sequence[Row], column: str, view: View = LEVELS) -> str:
     """One column against candidates of a chunk, or against passes of a video, both on a logarithmic scale."""
-    series = curves.scaling(rows, column, by_passes)
+    series = curves.scaling(rows, column, view)
     places = sorted({p.x for one in series for p in (*one.points, *one.loose)})
-    axis = "passes of a video (log)" if by_passes else "K × M, candidates of a chunk (log)"
+    axis = "passes of a video (log)" if view.by_passes else "K × M, candidates of a chunk (log)"
     ticks = tuple((x, f"{x:,.0f}") for x in places)
-    return report_lines.chart(series, report_lines.Frame(column, axis, ticks, log=True))
+    return report_lines.chart(series, Frame(column, axis, ticks, log=True, zero=view.gain))
 
 
 def _drift(rows: Sequence[Row], length: str) -> str:
-    # Sweeps' points would hide the methods; they have figures of their own.
-    rows = [row for row in rows if row.key.method in METHODS]
-    names = [
-        n for n in curves.columns(rows) if any(len(s.points) > 1 for s in curves.drift(rows, n))
-    ]
-    methods = list(dict.fromkeys(s.method for name in names for s in curves.drift(rows, name)))
     span = count(SPAN / curves.FPS, "s")
+    bodies = []
+    for heading, group in DRIFTS.items():
+        # Sweeps' points would hide the methods; they have figures of their own.
+        mine = [row for row in rows if row.key.method in group]
+        names = curves.columns(mine)
+        series = {n: curves.drift(mine, n, change=True) for n in names}
+        names = [n for n in names if any(len(one.points) > 1 for one in series[n])]
+        if not names:
+            continue
+        methods = dict.fromkeys(one.method for n in names for one in series[n])
+        bodies += [
+            f"<h3>{esc(heading)}</h3>",
+            report_lines.legend(methods),
+            _split([(name, drift_chart(mine, name, change=True)) for name in names]),
+            _folded("The levels themselves", _panels([(n, drift_chart(mine, n)) for n in names])),
+        ]
     return section(
         f"Drift over time ({length})",
-        f"Each video is judged in spans of {span}. A line that falls is a video that gets worse as it goes on; memory "
-        f"sinking is meant to stop that (stream-t1 against no-sinking). {BAND}",
-        report_lines.legend(methods) if names else "",
-        _panels([(name, drift_chart(rows, name)) for name in names]),
+        f"Each video is judged in spans of {span}. Shown is the change since the video's own first span: a line that falls is "
+        "a video that gets worse as it goes on. Memory sinking is meant to stop that (stream-t1 against no-sinking). "
+        f"{BAND}",
+        *bodies,
     )
 
 
-def drift_chart(rows: Sequence[Row], column: str) -> str:
-    """One column over the video's seconds."""
-    series = curves.drift(rows, column)
-    places = sorted({p.x for one in series for p in one.points})
-    ticks = tuple((x, f"{x:g}") for x in places)
-    return report_lines.chart(series, report_lines.Frame(column, "seconds of the video", ticks))
+def drift_chart(rows: Sequence[Row], column: str, change: bool = False) -> str:
+    """One column over the video's seconds: its level, or its change since the first span."""
+    series = curves.drift(rows, column, change)
+    seconds = max((row.key.seconds for row in rows), default=0.0)
+    ticks = tuple((x, f"{x:g}") for x in nice_ticks(seconds, 6) if x <= seconds)
+    return report_lines.chart(series, Frame(column, "seconds of the video", ticks, zero=change))
 
 
 def _routes(rows: Sequence[Row], length: str) -> str:
-    rows = [row for row in rows if row.key.method in METHODS]
+    rows = [row for row in rows if row.key.method in METHODS and row.routes]
     drawn = report_routes.route_map(rows)
+    if not drawn:
+        return ""
     return section(
         f"What became of each chunk ({length})",
-        "When a chunk leaves the attention window it is dropped, merged into a sink or kept as a sink. Bars: share of all "
-        "videos at that chunk. Lines below: single videos.",
-        report_routes.key() if drawn else "",
+        "When a chunk leaves the attention window it is dropped, merged into a sink or kept as a sink; this is decided when it "
+        "is made, by how it was rewarded. Bars: shares of all videos, chunk by chunk. Lines below: single videos. "
+        f"{report_routes.left_out(rows)}",
+        report_routes.key(),
         drawn,
     )
 
@@ -214,7 +259,7 @@ def sweep_chart(rows: Sequence[Row], setting: str, column: str) -> str:
     if series is None:
         return ""
     even, ticks = curves.evenly(series)
-    frame = report_lines.Frame(column, setting, ticks, width=320, height=170, names=False)
+    frame = Frame(column, setting, ticks, width=320, height=170, names=False)
     return report_lines.chart([even], frame)
 
 

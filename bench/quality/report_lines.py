@@ -38,6 +38,7 @@ class Frame:
     width: float = 480.0
     height: float = 230.0
     names: bool = True  # write each line's name at its end
+    zero: bool = False  # values are differences: zero is shown, and its line is stronger
 
 
 def colour(method: str) -> str:
@@ -55,8 +56,9 @@ def chart(series: Sequence[Series], frame: Frame) -> str:
     points = [p for one in series for p in (*one.points, *one.loose)]
     if not points:
         return ""
-    y_ticks = ticks_between(min(p.low for p in points), max(p.high for p in points))
-    left, top, bottom = 52.0, 14.0, frame.height - 40
+    shown = [v for p in points for v in (p.low, p.high)] + [0.0] * frame.zero
+    y_ticks = ticks_between(min(shown), max(shown))
+    left, top, bottom = 54.0, 14.0, frame.height - 40
     right = frame.width - (8 + LABEL * 6.6 if frame.names else 16)
     marks = [x for x, _ in frame.ticks] + [p.x for p in points]
     x = _x_scale(min(marks), max(marks), (left + 8, right - 8), frame.log)
@@ -154,15 +156,16 @@ def _stroke(one: Series, x: pen.Scale, y: pen.Scale, axis: str) -> list[str]:
         line = [(x(p.x), y(p.mean)) for p in one.points]
         parts.append(pen.path(line, f"stroke {style} {dashes(one.method)}"))
     for p in one.loose if len(one.points) > 1 else (*one.points, *one.loose):
-        parts.append(pen.line(x(p.x), y(p.low), x(p.x), y(p.high), f"stroke {style}"))
+        parts.append(pen.line(x(p.x), y(p.low), x(p.x), y(p.high), f"reach {style}"))
     for p in (*one.points, *one.loose):
         if p.chosen:
             parts.append(pen.dot(x(p.x), y(p.mean), 8, f"ring {style}"))
         title = (
-            f"{p.name or one.method}, {axis} {p.x:g}: {p.mean:.4f} "
+            f"{p.name or one.method}, {axis} {p.x:.6g}: {p.mean:.4f} "
             f"({p.low:.4f} to {p.high:.4f}, {p.prompts} prompts)"
         )
-        parts.append(pen.dot(x(p.x), y(p.mean), 3.5, f"filled {style}", title))
+        look = "open" if p in one.loose else "filled"
+        parts.append(pen.dot(x(p.x), y(p.mean), 3.5, f"{look} {style}", title))
     return parts
 
 

@@ -16,13 +16,14 @@ ROUTES = {  # route -> colour class, words
 }
 DRAWN = 24  # videos of a method, so that each keeps a height that can be seen
 CELL, LEFT = 7.0, 212.0
+UNKNOWN = "s4"
 TALL = 44.0  # of the bars that stand for all videos
 
 
 def route_map(rows: Sequence[Row]) -> str:
     """One block per method that has routes. Above: shares over all its videos; below: the first videos, one line each."""
     found = {m: [r for r in mine if r.routes] for m, mine in of_method(rows).items()}
-    found = {method: mine for method, mine in found.items() if mine}
+    found = {method: mine for method, mine in found.items() if not _idle(mine)}
     if not found:
         return ""
     chunks = max(len(row.routes) for mine in found.values() for row in mine)
@@ -32,15 +33,25 @@ def route_map(rows: Sequence[Row]) -> str:
         parts += _names(method, mine, top)
         parts += _shares(mine, top, wide)
         top += TALL + 5
-        for row in sorted(mine, key=lambda r: (r.key.prompt, r.key.seed))[:DRAWN]:
-            parts += _video(row, top, wide)
-            top += CELL
-        top += 20
+        drawn = sorted(mine, key=lambda r: (r.key.prompt, r.key.seed))[:DRAWN]
+        parts += _videos(drawn, top, wide)
+        top += CELL * max(len(drawn), 3) + 16
     every = max(1, round(28 / wide))
     for chunk in range(0, chunks, every):
         parts.append(pen.text(LEFT + (chunk + 0.5) * wide, top, chunk + 1, "tick", "middle"))
     parts.append(pen.text(pen.WIDTH - 8, top + 18, "chunk of the video", "tick", "end"))
     return pen.svg(top + 26, parts, f"Routes of chunks: {'; '.join(map(_said, found.values()))}")
+
+
+def left_out(rows: Sequence[Row]) -> str:
+    """A sentence on the methods that drop every chunk; empty when all have something to draw."""
+    idle = [label(method) for method, mine in of_method(rows).items() if _idle(mine)]
+    return f"Every chunk is dropped, and nothing drawn, for: {', '.join(idle)}." if idle else ""
+
+
+def _idle(mine: Sequence[Row]) -> bool:
+    """Whether nothing but dropping ever happened."""
+    return {route for row in mine for route in row.routes} <= {"discard"}
 
 
 def key() -> str:
@@ -98,13 +109,18 @@ def _shares(mine: Sequence[Row], top: float, wide: float) -> list[str]:
     return parts
 
 
-def _video(row: Row, top: float, wide: float) -> list[str]:
-    parts = []
-    for chunk, route in enumerate(row.routes):
-        style, words = ROUTES.get(route, ("s4", route))
-        title = f"prompt {row.key.prompt}, seed {row.key.seed}, chunk {chunk + 1}: {words}"
-        parts.append(pen.rect(LEFT + chunk * wide, top, wide - 1, CELL - 1.5, style, title, 0))
-    return parts
+def _videos(mine: Sequence[Row], top: float, wide: float) -> list[str]:
+    """One line per video, all cells of a route in one path: a page holds thousands of them."""
+    cells: dict[str, list[str]] = {}
+    for line, row in enumerate(mine):
+        y = top + line * CELL
+        for chunk, route in enumerate(row.routes):
+            style = ROUTES[route][0] if route in ROUTES else UNKNOWN
+            x = LEFT + chunk * wide
+            cells.setdefault(style, []).append(
+                f"M{x:.1f} {y:.1f}h{wide - 1:.1f}v{CELL - 1.5:g}H{x:.1f}z"
+            )
+    return [f'<path d="{"".join(ways)}" class="{style}"/>' for style, ways in cells.items()]
 
 
 def _said(mine: Sequence[Row]) -> str:
