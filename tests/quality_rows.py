@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 
+from runtime.bench.quality.curves import candidates
 from runtime.bench.quality.methods import METHODS, SCALING
 from runtime.bench.quality.row import COLUMNS, RIGHT, SPAN, Cost, Key, Row
 from runtime.bench.quality.sweeps import SWEEPS

@@ -12,7 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.bench.quality import curves, report_lines, report_routes, report_tables, report_why
+from runtime.bench.quality import (
+    curves,
+    report_lines,
+    report_routes,
+    report_tables,
+    report_why,
+    tables,
+)
 from runtime.bench.quality.curves import LEVELS, View, of_length
 from runtime.bench.quality.methods import METHODS
 from runtime.bench.quality.report_lines import Frame
@@ -52,8 +59,13 @@ def page(folder: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     """The whole page."""
     if not rows:
         raise ValueError(f"report: want at least one row, got none in {folder}; run the comparison")
+    made = [
+        table
+        for world in sorted({row.key.world for row in rows})
+        for table in tables.make([row for row in rows if row.key.world == world])
+    ]
     parts = {
-        "tables": report_tables.sections(rows),
+        "tables": report_tables.outcome(made) + report_tables.sections(made),
         "strips": _strips(folder, rows),
         "the scaling law": _each(rows, _scaling),
         "drift over time": _each(rows, _drift),

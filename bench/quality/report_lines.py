@@ -63,7 +63,10 @@ def chart(series: Sequence[Series], frame: Frame) -> str:
     marks = [x for x, _ in frame.ticks] + [p.x for p in points]
     x = _x_scale(min(marks), max(marks), (left + 8, right - 8), frame.log)
     y = pen.Scale(y_ticks[0], y_ticks[-1], bottom, top)
-    parts = [pen.line(left, y(t), right, y(t)) for t in y_ticks]
+    parts = [
+        pen.line(left, y(t), right, y(t), "zero" if frame.zero and t == 0 else "grid")
+        for t in y_ticks
+    ]
     parts += [pen.text(left - 7, y(t) + 4, tick_text(t, y_ticks), "tick", "end") for t in y_ticks]
     parts += _x_axis(frame, x, bottom)
     parts.append(pen.text(right, frame.height - 6, frame.axis, "tick", "end"))
@@ -108,7 +111,7 @@ def tick_text(value: float, ticks: Sequence[float]) -> str:
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if abs(round(step, decimals) - step) > step / 100:
         decimals += 1  # steps of 0.25
-    return f"{value:.{decimals}f}".replace("-0", "0") if value == 0 else f"{value:.{decimals}f}"
+    return f"{value + 0.0:.{decimals}f}"  # without the sign of -0.0
 
 
 def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
