@@ -28,9 +28,10 @@ def row(method: str, prompt: int = 0, seed: int = 0, seconds: float = 5.0, **mor
     over_time[RIGHT] = tuple(float(draw.random() < 0.95 - 4 * falls * s) for s in range(spans))
     chunks = round(seconds * 16 / 12)
     weights = (1, 0, 0) if method in ("single", "best-of-n", "beam", "no-sinking") else (5, 4, 1)
-    cost = Cost(
-        chunks * (5 if method == "single" else 18), chunks * 48, chunks * 48, chunks * 4, 3.5
-    )
+    drawn = candidates(method) or 1
+    kept = 1 if method == "single" else 2
+    counts = (chunks * n * drawn for n in (12, 12, 1))
+    cost = Cost(chunks * (4 * drawn + kept), *counts, 0.7 * drawn)
     values = {
         "text": f"a red circle, number {prompt}",
         "scores": scores,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from runtime.bench.quality import tables
@@ -27,7 +28,9 @@ def outcome(made: Sequence[Made]) -> str:
     }
     if not found:
         return ""
-    columns = [c for c in (RIGHT, *MEASURED) if any(c in table.columns for table, _ in found.values())]
+    columns = [
+        c for c in (RIGHT, *MEASURED) if any(c in table.columns for table, _ in found.values())
+    ]
     rows = [
         [
             f"{esc(line.label)}<small>against {esc(table.reference)}, {table.seconds:g} s</small>",
@@ -87,19 +90,15 @@ def _body(made: Made) -> str:
     note = f"{made.about}. {made.note}".strip()
     return (
         f'<p class="hint">{esc(note[0].upper() + note[1:])} Under a mean stands its difference to the reference '
-        "with the 95 % interval of the paired bootstrap over prompts. Higher is better.</p>"
-        f'<div class="wide">{_scores(made)}</div>'
+        "with the 95 % interval of the paired bootstrap over prompts. Higher is better. * steers searches.</p>"
+        f'<div class="wide tight">{_scores(made)}</div>'
         f'<h3>What it took, per video</h3><div class="wide">{_costs(made)}</div>'
     )
 
 
 def _scores(made: Made) -> str:
-    heads = ["method", *(_head(column) for column in made.columns), "in words"]
-    rows = [
-        [_name(line), *(_score(line, column) for column in made.columns)]
-        + [esc(tables.verdict(line, made))]
-        for line in made.lines
-    ]
+    heads = ["method", *(_head(column) for column in made.columns)]
+    rows = [[_name(line), *(_score(line, c) for c in made.columns)] for line in made.lines]
     return table_of(heads, rows)
 
 
@@ -119,7 +118,7 @@ def _name(line: Line) -> str:
 def _head(column: str) -> str:
     if column == RIGHT:
         return "All right, %"
-    return f"{column} (steers)" if column in REWARDED else column
+    return f"{column} *" if column in REWARDED else column
 
 
 def _score(line: Line, column: str) -> str:
@@ -129,6 +128,8 @@ def _score(line: Line, column: str) -> str:
         return mean
     found = line.against[column]
     size, _, interval = tables.difference(found, column).partition(" ")
+    # Nine columns must fit: +.027, +.031.
+    interval = re.sub(r"(?<=[+-])0(?=\.)", "", interval.strip("()").replace(" to ", ", "))
     style = STYLES.get(found.word, "")
     return (
         f'{mean}<small class="{style}">{esc(size)} {esc(tables.MARKS[found.word])}</small>'
