@@ -128,8 +128,9 @@ def _score(line: Line, column: str) -> str:
         return mean
     found = line.against[column]
     size, _, interval = tables.difference(found, column).partition(" ")
-    # Nine columns must fit: +.027, +.031.
-    interval = re.sub(r"(?<=[+-])0(?=\.)", "", interval.strip("()").replace(" to ", ", "))
+    interval = interval.strip("()").replace(" to ", ", ")
+    if column != RIGHT:
+        interval = re.sub(r"(?<=[+-])0(?=\.)", "", interval)  # +.027, for nine columns must fit
     style = STYLES.get(found.word, "")
     return (
         f'{mean}<small class="{style}">{esc(size)} {esc(tables.MARKS[found.word])}</small>'
