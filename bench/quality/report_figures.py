@@ -56,11 +56,12 @@ def _panels(drawn: Sequence[tuple[str, str]], small: bool = False) -> str:
     return f'<div class="{style}">{"".join(figures)}</div>' if figures else ""
 
 
-def _split(drawn: Sequence[tuple[str, str]]) -> str:
+def _split(drawn: Sequence[tuple[str, str]], small: bool = False) -> str:
     """What is measured in full view, the reward's own columns folded away."""
-    own = [(name, picture) for name, picture in drawn if name in REWARDED]
-    return _panels([pair for pair in drawn if pair not in own]) + folded(
-        f"{', '.join(name for name, _ in own)}: the reward's own columns", _panels(own)
+    own = [(name, picture) for name, picture in drawn if name in REWARDED and picture]
+    rest = [(name, picture) for name, picture in drawn if name not in REWARDED]
+    return _panels(rest, small) + folded(
+        f"{', '.join(name for name, _ in own)}: the reward's own columns", _panels(own, small)
     )
 
 
@@ -157,7 +158,7 @@ def sweeps(rows: Sequence[Row], length: str) -> str:
     bodies = []
     for sweep in SWEEPS.values():
         drawn = [(name, sweep_chart(rows, sweep.setting, name)) for name in names]
-        panels = _panels(drawn, small=True)
+        panels = _split(drawn, small=True)
         if panels:
             bodies.append(
                 f"<h3>{esc(sweep.symbol)}: {esc(sweep.meaning)} "
@@ -165,7 +166,8 @@ def sweeps(rows: Sequence[Row], length: str) -> str:
             )
     return section(
         f"One setting at a time ({length})",
-        f"Stream-T1 with one setting changed; the ring is the default. Values stand at even distances. {BAND}",
+        "Stream-T1 with one setting changed. Shown is the difference to the default's video of the same prompt and seed; the "
+        f"ring is the default, above zero is better. Values stand at even distances. {BAND}",
         *bodies,
     )
 
@@ -176,7 +178,7 @@ def sweep_chart(rows: Sequence[Row], setting: str, column: str) -> str:
     if series is None:
         return ""
     even, ticks = curves.evenly(series)
-    frame = Frame(column, setting, ticks, width=320, height=170, names=False)
+    frame = Frame(column, setting, ticks, width=320, height=170, names=False, zero=True)
     return report_lines.chart([even], frame)
 
 
