@@ -15,7 +15,7 @@ from runtime.bench.quality.stats import (
     compare,
     values,
 )
-from tests.quality_rows import row
+from tests.video_row import row
 
 
 def noisy(prompts, seeds=1, shift=0.0, spread=0.01, seed=0):

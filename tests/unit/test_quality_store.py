@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from runtime.bench.quality.store import ROWS, Store, load_frames, read, save_frames
-from tests.quality_rows import row
+from tests.video_row import row
 
 HEADER = {"world": "sprites", "weights": {"sprites": "abc"}, "made": {"commit": "1"}}
 

@@ -7,7 +7,7 @@ import pytest
 from runtime.bench.quality import tables
 from runtime.bench.quality.row import RIGHT
 from runtime.bench.quality.tables import as_markdown, as_text, cells, details, document, head, make
-from tests.quality_rows import row
+from tests.video_row import row
 
 PROMPTS = 12
 
