@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.arguments import PROMPTS_FILE_BYTES, checked, read_prompts
-from runtime.settings import MAX_PROMPTS
+from runtime.arguments import PROMPTS_FILE_BYTES, checked
 
 OPTION = "--prompts-file"
+MOST_PROMPTS = 10_000  # in a file; Movie Gen Video Bench has 1,003
 MOST_DIMENSIONS = 32  # VBench has 16
 
 
@@ -31,11 +31,18 @@ class PromptList:
         return self.full_info is not None
 
     def first(self, count: int) -> PromptList:
-        """The first ``count`` of them. ValueError where the file has fewer."""
+        """The first ``count`` of them. ValueError where the file has fewer, or one of them twice."""
         if not 1 <= count <= len(self):
             raise ValueError(
                 f"--prompts: want 1 to {len(self)}, all that the file has, got {count}"
             )
+        seen: dict[str, int] = {}
+        for number, text in enumerate(self.texts[:count], 1):
+            if seen.setdefault(text, number) != number:
+                raise ValueError(
+                    f"{OPTION}: prompt {number} is prompt {seen[text]} again, and its videos would take the other's "
+                    f"place: {text[:60]!r}; leave one out"
+                )
         return PromptList(self.texts[:count], self.dimensions[:count], self.full_info)
 
     def asks(self, index: int, dimension: str) -> bool:
@@ -47,15 +54,13 @@ def read_prompt_file(path: Path) -> PromptList:
     """What ``path`` holds; a name that ends in .json is VBench's format. ValueError says which entry is wrong and why."""
     if path.suffix.lower() == ".json":
         return _full_info(path)
-    texts = read_prompts(path)
-    first: dict[str, int] = {}
-    for number, text in enumerate(texts, 1):
-        if text in first:
-            raise ValueError(
-                f"{OPTION}: {path}: prompt {number} is prompt {first[text]} again, and its video would "
-                f"take the other's place: {text[:60]!r}; leave one out"
-            )
-        first[text] = number
+    texts = [
+        checked(line.strip(), f"{OPTION}: {path}: line {number}")
+        for number, line in enumerate(_content(path).split("\n"), 1)
+        if line.strip()
+    ]
+    if not 1 <= len(texts) <= MOST_PROMPTS:
+        raise ValueError(f"{OPTION}: want 1 to {MOST_PROMPTS} prompts, got {len(texts)}: {path}")
     return PromptList(tuple(texts))
 
 
@@ -81,6 +86,20 @@ def _full_info(path: Path) -> PromptList:
 
 def _json_list(path: Path) -> list[Any]:
     try:
+        entries = json.loads(_content(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{OPTION}: {path}: is not JSON{where}") from None
+    if not isinstance(entries, list) or not 1 <= len(entries) <= MOST_PROMPTS:
+        got = f"{len(entries)} of them" if isinstance(entries, list) else type(entries).__name__
+        raise ValueError(
+            f"{OPTION}: {path}: want a list of 1 to {MOST_PROMPTS} prompts as VBench_full_info.json is, got {got}"
+        )
+    return entries
+
+
+def _content(path: Path) -> str:
+    try:
         with path.open("rb") as file:
             content = file.read(PROMPTS_FILE_BYTES + 1)
     except OSError as error:
@@ -88,19 +107,10 @@ def _json_list(path: Path) -> list[Any]:
     if len(content) > PROMPTS_FILE_BYTES:
         raise ValueError(f"{OPTION}: want at most {PROMPTS_FILE_BYTES // 2**20} MiB: {path}")
     try:
-        entries = json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ValueError(f"{OPTION}: {path}: is not valid UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = str(error).partition(": line")[0] or "nested too deep"
-        line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f"{OPTION}: {path}: is not JSON{line}: {reason}") from None
-    if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_PROMPTS:
-        got = f"{len(entries)} of them" if isinstance(entries, list) else type(entries).__name__
-        raise ValueError(
-            f"{OPTION}: {path}: want a list of 1 to {MAX_PROMPTS} prompts as VBench_full_info.json is, got {got}"
-        )
-    return entries
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{OPTION}: {path}: line {line} is not valid UTF-8") from None
 
 
 def _short(value: Any) -> str:
