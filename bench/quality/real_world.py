@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from runtime.bench.quality.naming import file_name
 from runtime.bench.quality.prompt_files import OPTION, PromptList, read_prompt_file
 from runtime.bench.quality.published_rows import beside_the_paper
 from runtime.bench.quality.row import MEASURED, REWARDED, SPAN, Key, Row
@@ -70,19 +72,24 @@ class RealWorld:
         return f"{asked}-{hashlib.sha256(told).hexdigest()[:12]}"
 
     def texts(self, count: int) -> list[str]:
-        return list(self.listed.first(count).texts)
+        texts = list(self.listed.first(count).texts)
+        if self.listed.standard:
+            for text in texts:  # before anything is made
+                file_name(text, 0, exact=True)
+        return texts
 
     @cached_property
     def videoalign(self) -> VideoAlign:
         run, weights = self.settings.run, self.settings.reward.weights
-        model = load_reward("videoalign", self.wishes.device, weights, DTYPES[run.dtype])
+        model = load_reward("videoalign", run.device, weights, DTYPES[run.dtype])
         assert isinstance(model, VideoAlign)
         return model
 
     @property
     def scoring(self) -> Scoring:
         wishes = self.wishes
-        return Scoring(wishes.folder, self.listed, wishes.vbench_results, wishes.vbench_python)
+        python = wishes.vbench_python or sys.executable
+        return Scoring(wishes.folder, self.listed, wishes.vbench_results, python, wishes.look_only)
 
     def file(self, frames: Tensor, key: Key, text: str, fps: int) -> None:
         """Keep the video under the name that VBench looks it up by."""
@@ -105,7 +112,7 @@ class RealWorld:
         """VQ, MQ and TA of frames [T, 3, H, W] uint8; only those that the model looks at are copied."""
         if len(frames) < LEAST_FRAMES:
             return [math.nan] * len(REWARDED)
-        seen = frames[list(sampled_frames(len(frames), fps))].to(self.wishes.device)
+        seen = frames[list(sampled_frames(len(frames), fps))].to(self.settings.run.device)
         clip = Clip(seen[None].float() / 255, text, fps, 0, picked=True)
         return self.videoalign.detail(clip)[0].double().cpu().tolist()
 

@@ -6,7 +6,6 @@ same way, or, for one method of one length, right there.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from runtime.bench.quality import naming, vbench_tool
 from runtime.bench.quality.prompt_files import PromptList
 from runtime.bench.quality.prompts import FIRST_SEED, SEED_STEP
-from runtime.bench.quality.row import Key, Row
+from runtime.bench.quality.row import Cost, Key, Row
 from runtime.bench.quality.vbench_results import COLUMN_OF, DIMENSIONS, Results, read_results
 from runtime.bench.quality.vbench_tool import Folder
 
@@ -28,8 +27,9 @@ class Scoring:
 
     folder: Path  # of the run
     listed: PromptList
-    given: Path | None = None  # results that are there already; VBench is not called then
-    python: str = ""  # of the environment that VBench is installed in; "": this one
+    given: Path | None  # results that are there already; VBench is not called then
+    python: str  # of the environment that VBench is installed in
+    look_only: bool = False  # VBench is not called at all
 
     def place(self, seconds: float, method: str) -> Folder:
         """Where the videos of a method lie, and where VBench's results go."""
@@ -52,7 +52,7 @@ class Scoring:
         done: dict[Key, Row] = {}
         notes: list[str] = []
         for (seconds, method), names in groups.items():
-            place = self.place(seconds, method)
+            place = self.place(seconds, self._maker(method, seconds, groups))
             told = self._ask(place, names)
             found = read_results(self._results(place, alone=len(groups) == 1), names)
             told += [*found.notes, *self._lacking(names, found)]
@@ -65,18 +65,29 @@ class Scoring:
         self._write_names(groups)
         return [done[row.key] for row in rows], list(dict.fromkeys(notes))
 
+    def _maker(self, method: str, seconds: float, groups: Mapping[tuple[float, str], Names]) -> str:
+        """The method in whose folder the videos lie: one of two names of the same settings, which share their videos."""
+        if self.place(seconds, method).videos.is_dir():
+            return method
+        costs = _costs(groups[seconds, method])
+        for (length, other), names in groups.items():
+            there = self.place(length, other).videos.is_dir()
+            if length == seconds and there and _costs(names) == costs:
+                return other
+        return method
+
     def _ask(self, place: Folder, names: Names) -> list[str]:
         """Have VBench score the videos, where it can be called; what went wrong."""
-        if self.given is not None:
+        if self.given is not None or self.look_only:
             return []
         gone = sum(not (place.videos / name).is_file() for name in names)
         if gone:
             return [
                 f"{gone} of {len(names)} videos are not in {place.videos}; VBench was not asked"
             ]
-        if vbench_tool.missing(place.long, self._python):
+        if vbench_tool.missing(place.long, self.python):
             return []
-        told = [vbench_tool.score(place, name, self._python) for name in self._asked(names)]
+        told = [vbench_tool.score(place, name, self.python) for name in self._asked(names)]
         return [note for note in told if note]
 
     def _asked(self, names: Names) -> list[str]:
@@ -119,9 +130,9 @@ class Scoring:
         """What is not scored at all, why, and the commands that would."""
         left = [d for d in self._asked(names) if COLUMN_OF[d] not in found.folder]
         columns = ", ".join(COLUMN_OF[dimension] for dimension in left)
-        why = vbench_tool.missing(place.long, self._python)
+        why = vbench_tool.missing(place.long, self.python)
         reason = f", for {why} ({vbench_tool.INSTALL[place.long]})" if why else ""
-        commands = vbench_tool.by_hand(place, left, self._python)
+        commands = vbench_tool.by_hand(place, left, self.python)
         return [
             f"{place.videos.name}, {place.videos.parent.name}: {columns} not scored{reason}. Run VBench on the videos by hand:\n"
             f"```\n{commands}\n```\n"
@@ -137,6 +148,7 @@ class Scoring:
         for videos, table in prompts.items():
             naming.write_names(videos, table)
 
-    @property
-    def _python(self) -> str:
-        return self.python or sys.executable
+
+def _costs(names: Names) -> dict[str, Cost]:
+    """What each video took, to the last digit of its seconds: the same videos and no others have the same."""
+    return {name: row.cost for name, row in names.items()}

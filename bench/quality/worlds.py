@@ -39,6 +39,7 @@ class Wishes:
         None  # what VBench wrote elsewhere; None: it is asked, or looked for in ``folder``
     )
     vbench_python: str = ""  # of the environment that VBench is installed in; "": this one
+    look_only: bool = False  # nobody else's tools are called; what they wrote is read
 
 
 @dataclass(frozen=True, slots=True)
