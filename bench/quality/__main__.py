@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from runtime.__main__ import Terminated, complain, stopped_by_sigterm
-from runtime.bench.quality.options import BATCH, changes, parse, workers
+from runtime.bench.quality.options import BATCH, REAL, changes, parse, workers
 from runtime.bench.quality.plan import Plan, jobs, under_all_names, weight
 from runtime.bench.quality.row import Row
-from runtime.bench.quality.store import Store, read
-from runtime.bench.quality.worlds import WORLDS, Finishing, Wishes, World, load_world
+from runtime.bench.quality.store import Store, read, tuning_rows
+from runtime.bench.quality.worlds import WORLDS, Finishing, Remarking, Wishes, World, load_world
 
 TABLES = "tables.md"
 
@@ -44,15 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: Any) -> None:
-    if args.tables_only:
-        header, rows = read(args.out)
-    else:
-        header, rows = make(args)
-    show(header, rows, args.out)
+    header, rows = read(args.out) if args.tables_only else make(args)
+    rows, remarks = finished(args, header, rows)
+    show(header, rows, args.out, remarks)
     if args.report:
         from runtime.bench.quality import report
 
-        report.write(args.out, rows, header, args.report)
+        report.write(args.out, [*rows, *tuning_rows(args.out)], header, args.report)
         print(f"report: {args.report}")
 
 
@@ -60,24 +58,45 @@ def make(args: Any) -> tuple[dict[str, Any], list[Row]]:
     """Header and rows of the run, once every video that was asked for is there."""
     from runtime.bench.quality.header import header
 
-    wishes = Wishes(args.out, args.split, args.prompts_file, args.device or "cpu")
+    wishes = wished(args)
     world = load_world(args.world, wishes)
     plan = planned(args, world, wishes)
     store = Store(args.out, header(plan, world))
     with contextlib.closing(store):
         check_texts(store.rows, plan)
         fill(plan, store, world)
-        rows = store.rows
-    if isinstance(world, Finishing):
-        rows = world.finish(rows)
-    return store.header, rows
+        return store.header, store.rows
+
+
+def wished(args: Any) -> Wishes:
+    return Wishes(
+        folder=args.out,
+        split=args.split,
+        prompts_file=args.prompts_file,
+        device=args.device or "cpu",
+        preset=args.preset,
+        changes=changes(args),
+        vbench_results=args.vbench_results,
+        vbench_python=args.vbench_python,
+        look_only=args.tables_only,
+    )
+
+
+def finished(args: Any, header: dict[str, Any], rows: list[Row]) -> tuple[list[Row], str]:
+    """The rows with what is known of all videos together, and what the world says under the tables."""
+    if header["world"] not in REAL or not rows:
+        return rows, ""
+    world = load_world(header["world"], wished(args))
+    assert isinstance(world, Finishing) and isinstance(world, Remarking)
+    rows = world.finish(rows)
+    return rows, world.remarks(rows, made_by(header))
 
 
 def planned(args: Any, world: World, wishes: Wishes) -> Plan:
     """All that is to be made. ValueError before anything is loaded, for a method or setting that does not exist."""
     plan = Plan(
         world=WORLDS[args.world],
-        name=world.name,
+        name=world.name if args.split == "held-out" else f"{world.name}-{args.split}",
         wishes=wishes,
         texts=tuple(world.texts(args.prompts)),
         methods=args.methods,
@@ -133,14 +152,19 @@ def fill(plan: Plan, store: Store, world: World) -> None:
             bar.update(weight(plan, job))
 
 
-def show(header: dict[str, Any], rows: Sequence[Row], folder: Path) -> None:
-    """Print the tables, and write them beside the rows."""
+def made_by(header: dict[str, Any]) -> str:
+    """What made the rows, in one line."""
+    where = header["made"]
+    return f"`{where['command']}`, commit {where['commit']}, {where['gpu'] or where['cpu']}, torch {where['torch']}"
+
+
+def show(header: dict[str, Any], rows: Sequence[Row], folder: Path, remarks: str) -> None:
+    """Print the tables and what the world says under them, and write both beside the rows."""
     from runtime.bench.quality import tables
 
     made = tables.make(rows)
-    where = header["made"]
-    facts = f"`{where['command']}`, commit {where['commit']}, {where['gpu'] or where['cpu']}, torch {where['torch']}."
-    (folder / TABLES).write_text(tables.document(made, facts), encoding="utf-8")
+    text = tables.document(made, f"{made_by(header)}.")
+    (folder / TABLES).write_text(f"{text}\n{remarks}\n" if remarks else text, encoding="utf-8")
     for table in made:
         print(tables.as_text(table), end="\n\n")
     print(
@@ -148,6 +172,8 @@ def show(header: dict[str, Any], rows: Sequence[Row], folder: Path) -> None:
         if made
         else "Nothing to compare yet: want two methods of a table with the same videos."
     )
+    if remarks:
+        print(f"\n{remarks}\n")
     print(f"rows and tables: {folder}")
 
 

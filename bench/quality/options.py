@@ -11,12 +11,19 @@ from typing import Any
 from runtime.arguments import Parser, typed
 from runtime.bench.quality.methods import METHODS, SCALING, named
 from runtime.bench.quality.prompts import FILES, seeds
+from runtime.bench.quality.store import TUNING
 from runtime.bench.quality.worlds import WORLDS
+from runtime.presets import PRESETS
 
 BATCH = 4  # prompts of the embedded world in one batch: more bring nothing on a CPU
 PROMPTS = {"held-out": 128, "tuning": 64}
 QUICK = {"prompts": 24, "seeds": 1}  # 5 s videos of every method in about five minutes on two cores
 KEPT = 4  # prompts whose videos are kept as frames
+# Of the worlds with prompts of the user's: as the paper has it. Their videos are kept as files anyway.
+REAL = {
+    "vbench": {"prompts": 946, "seconds": [5.0], "keep": 0},
+    "moviegen": {"prompts": 128, "seconds": [30.0], "keep": 0},
+}
 # The same candidates without the search, for the scaling law.
 SCALING_BASELINE = ("best-of-n[1x2]", "best-of-n", "best-of-n[2x4]", "best-of-n[4x4]")
 
@@ -34,10 +41,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     _add_where(parser)
     args = parser.parse_args(list(argv))
     args.split = args.split or ("tuning" if args.sweep else "held-out")
-    for name, few in QUICK.items():
+    usual = {"prompts": PROMPTS[args.split], "seconds": [5.0], "keep": KEPT, "seeds": 1}
+    usual |= REAL.get(args.world, {}) | (QUICK if args.quick else {})
+    for name, value in usual.items():
         if getattr(args, name) is None:
-            most = PROMPTS[args.split] if name == "prompts" else 1
-            setattr(args, name, few if args.quick else most)
+            setattr(args, name, value)
     args.methods = methods(args)
     for name in ("prompts", "seeds", "workers", "batch"):
         value = getattr(args, name)
@@ -52,7 +60,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--report: there is no folder {path.parent}")
     args.seeds, args.seconds = seeds(args.seeds), tuple(dict.fromkeys(args.seconds))
     # The lists are not mixed: what was tuned on one is no test.
-    args.out = args.out / "tuning" if args.split == "tuning" else args.out
+    args.out = args.out / TUNING if args.split == "tuning" else args.out
     return args
 
 
@@ -61,16 +69,19 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     add(
         "--world", default="sprites", metavar="NAME", help=f"{', '.join(WORLDS)} (default: sprites)"
     )
-    text = "lengths of the videos (default: 5)"
-    add("--seconds", type=float, nargs="+", default=[5.0], metavar="S", help=text)
+    text = "lengths of the videos (default: 5, of moviegen 30)"
+    add("--seconds", type=float, nargs="+", metavar="S", help=text)
     text = "any of %s; changes go into brackets: stream-t1[4x2], stream-t1[noise.beta=0.3] (default: all)"
     add("--methods", nargs="+", metavar="NAME", help=text % ", ".join(METHODS))
-    text = "the first N of the world's list (default: 128)"
+    text = "the first N of the world's list (default: 128, of vbench 946)"
     add("--prompts", type=int, metavar="N", help=text)
     add("--seeds", type=int, metavar="N", help="videos of each prompt and method (default: 1)")
     text = "of the embedded world: held-out for results, tuning for choices (default: held-out)"
     add("--split", choices=FILES, help=text)
-    add("--prompts-file", type=Path, metavar="FILE", help="of the other worlds: your own list")
+    text = "of the other worlds: your own list, VBench_full_info.json or one prompt a line"
+    add("--prompts-file", type=Path, metavar="FILE", help=text)
+    text = "of the other worlds: generator and rewards (default: longlive)"
+    add("--preset", choices=PRESETS, default="", metavar="NAME", help=text)
     text = f"{QUICK['prompts']} prompts of one seed: a first look in five minutes"
     add("--quick", action="store_true", help=text)
     text = "K*M in 1, 2, 4, 8, 16 for stream-t1 and best-of-n (in place of the default methods)"
@@ -95,8 +106,12 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     text = "folder of the rows; what is there is not made again (default: out/quality)"
     add("--out", type=Path, default=Path("out/quality"), metavar="DIR", help=text)
     text = f"keep the frames of the first N prompts, for pictures (default: {KEPT})"
-    add("--keep", type=int, default=KEPT, metavar="N", help=text)
+    add("--keep", type=int, metavar="N", help=text)
     add("--report", type=Path, metavar="HTML", help="write a page with tables, curves and strips")
+    text = "of the other worlds: read what VBench wrote there, instead of asking it"
+    add("--vbench-results", type=Path, metavar="DIR", help=text)
+    text = "of the other worlds: Python of the environment that VBench is installed in (default: this one)"
+    add("--vbench-python", default="", metavar="FILE", help=text)
     add("--tables-only", action="store_true", help="make nothing; tables of what is there")
     add("--debug", action="store_true", help="show the traceback of an error")
 
