@@ -25,9 +25,7 @@ DRIFTS = {  # heading -> the methods of one figure
         "no-pruning",
     ),
 }
-BAND = (
-    "The band is the 95 % bootstrap interval of the mean over prompts; axes do not start at zero."
-)
+BAND = "The band is the 95 % interval, bootstrapped over prompts."
 
 
 def section(heading: str, hint: str, *bodies: str) -> str:
@@ -84,7 +82,7 @@ def scaling(rows: Sequence[Row], length: str) -> str:
         report_lines.legend(methods),
         _split([(name, scaling_chart(rows, name, gain)) for name in names]),
         folded(
-            "The levels themselves; their bands are wide, for prompts differ more than methods",
+            "The levels themselves; their bands are wide, for prompts differ more than methods; axes do not start at zero",
             _panels([(name, scaling_chart(rows, name)) for name in names]),
         ),
         folded(
@@ -119,7 +117,10 @@ def drift(rows: Sequence[Row], length: str) -> str:
             f"<h3>{esc(heading)}</h3>",
             report_lines.legend(methods),
             _split([(name, drift_chart(mine, name, change=True)) for name in names]),
-            folded("The levels themselves", _panels([(n, drift_chart(mine, n)) for n in names])),
+            folded(
+                "The levels themselves; axes do not start at zero",
+                _panels([(n, drift_chart(mine, n)) for n in names]),
+            ),
         ]
     return section(
         f"Drift over time ({length})",
