@@ -97,7 +97,7 @@ def _introduction(rows: Sequence[Row], facts: Mapping[str, Any], missing: Sequen
             "Subject to Aesthetic and All right are measured on the frames and steer no method. VQ, MQ and TA are the "
             "learned video reward, which searches do steer by: a gain there alone is no proof.",
         ),
-        ("Videos", f"{len(rows):,}: {lengths}; {len(prompts)} prompts, {len(seeds)} seeds"),
+        ("Videos", f"{len(rows):,}: {lengths}; {_many(prompts, 'prompt')}, {_many(seeds, 'seed')}"),
         *((name.capitalize(), found[name]) for name in ("commit", "device") if found.get(name)),
     ]
     cells = [f"<dt>{esc(name)}</dt><dd>{esc(words)}</dd>" for name, words in lines]
@@ -105,6 +105,10 @@ def _introduction(rows: Sequence[Row], facts: Mapping[str, Any], missing: Sequen
         words = f"{', '.join(missing)}: no rows or files for them in this run"
         cells.append(f'<dt>Not here</dt><dd class="missing">{esc(words)}</dd>')
     return f"<dl>{''.join(cells)}</dl>"
+
+
+def _many(found: set[int], name: str) -> str:
+    return f"{len(found)} {name}{'' if len(found) == 1 else 's'}"
 
 
 def _made_by(facts: Mapping[str, Any]) -> str:
