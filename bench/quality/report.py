@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.bench.quality import curves, report_tables, report_why, tables
+from runtime.bench.quality import curves, report_paper, report_tables, report_why, tables
 from runtime.bench.quality import report_figures as figures
 from runtime.bench.quality.curves import of_length
 from runtime.bench.quality.row import Row
@@ -39,8 +39,11 @@ def page(folder: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
         raise ValueError(f"report: want at least one row, got none in {folder}; run the comparison")
     # Sweeps are made on prompts of their own; they are no result, and stand in figures of their own.
     held = [row for row in rows if not row.key.world.endswith(f"-{TUNING}")] or rows
+    made = _tables(rows)
+    worlds = sorted({row.key.world for row in held})
     parts = {
-        "tables": report_tables.sections(_tables(held), _tables(rows)),
+        "tables": report_tables.sections({w: made[w] for w in worlds}, made),
+        "the paper's rows": report_paper.section({w: made[w] for w in worlds}),
         "strips": figures.strips(folder, held),
         "the scaling law": figures.each(held, figures.scaling),
         "drift over time": figures.each(held, figures.drift),

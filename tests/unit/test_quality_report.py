@@ -9,7 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runtime.bench.quality import curves, plots, report, report_routes, report_tables, tables
+from runtime.bench.quality import (
+    curves,
+    plots,
+    report,
+    report_paper,
+    report_routes,
+    report_tables,
+    tables,
+)
 from runtime.bench.quality.methods import SCALING
 from runtime.bench.quality.report_figures import drift_chart, scaling_chart
 from runtime.bench.quality.report_lines import Frame, chart, spread, tick_text, ticks_between
@@ -21,6 +29,7 @@ from tests.quality_rows import everything, row, rows
 FACTS = {"world": "sprites", "made": {"commit": "abc1234", "command": "python -m quality"}}
 SECTIONS = {
     "tables": "What came out",
+    "the paper's rows": "Beside the paper",
     "strips": "What it looks like",
     "the scaling law": "What more candidates buy",
     "drift over time": "Drift over time",
@@ -69,7 +78,7 @@ def whole(tmp_path_factory):
 def missing(page: str) -> list[str]:
     """What the page says it lacks."""
     found = re.search(r"<dt>Not here</dt><dd class=\"missing\">([^:]*):", page)
-    return found[1].split(", ") if found else []
+    return html.unescape(found[1]).split(", ") if found else []
 
 
 def test_a_full_page_has_every_section_and_nothing_from_elsewhere(whole):
@@ -119,6 +128,24 @@ def test_a_tables_words_and_colours_follow_the_comparison():
     assert "better in 1, worse in 1 of 3" in page
 
 
+def test_a_difference_that_rounds_to_zero_is_not_written_as_zero():
+    made = [row("single", p, scores={"Subject": 0.5, "Motion": 0.5}) for p in range(9)]
+    made += [row("stream-t1", p, scores={"Subject": 0.50002, "Motion": 0.5}) for p in range(9)]
+    (table,) = [t for t in tables.make(made) if t.title == "Five seconds"]
+    page = report_tables.outcome([table])
+    assert "+2e-05 +" in page and "+0.000 =" in page
+
+
+def test_the_papers_differences_stand_above_ours_in_the_colour_of_their_agreement():
+    ours = {"single": {"Subject": 0.5, "Motion": 0.5}, "stream-t1": {"Subject": 0.6, "Motion": 0.4}}
+    made = [row(method, p, scores=scores) for method, scores in ours.items() for p in range(9)]
+    page = report_paper.section({"sprites": tables.make(made)})
+    # The paper's at five seconds: 97.25 against 97.00, 99.15 against 99.12.
+    assert '+0.25<small class="better">+0.100 +</small>' in page
+    assert '+0.03<small class="worse">-0.100 -</small>' in page
+    assert report_paper.section({"sprites": tables.make(rows(["single", "beam"]))}) == ""
+
+
 def test_a_charts_points_say_the_means_of_the_rows(whole):
     text, made = whole
     mine = [r for r in made if r.key.seconds == 5.0]
@@ -132,8 +159,14 @@ def test_a_charts_points_say_the_means_of_the_rows(whole):
 @pytest.mark.parametrize(
     ("made", "lacking"),
     [
-        (rows(["stream-t1"]), {"tables", "strips", "the scaling law", "sweeps", "diagnosis"}),
-        (rows(["single", "beam"]), {"strips", "route maps", "sweeps", "diagnosis"}),
+        (
+            rows(["stream-t1"]),
+            {"tables", "the paper's rows", "strips", "the scaling law", "sweeps", "diagnosis"},
+        ),
+        (
+            rows(["single", "beam"]),
+            {"the paper's rows", "strips", "route maps", "sweeps", "diagnosis"},
+        ),
         (rows(["single", "stream-t1"], prompts=1, seeds=1), {"strips", "sweeps", "diagnosis"}),
         (
             [replace(r, over_time={}, routes=()) for r in rows(["single", "stream-t1"])],
