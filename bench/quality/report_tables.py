@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from runtime.bench.quality import tables
 from runtime.bench.quality.methods import TABLES
@@ -13,6 +13,7 @@ from runtime.bench.quality.tables import COSTS, Line, Made
 from runtime.bench.report_svg import esc
 
 STYLES = {BETTER: "better", WORSE: "worse"}
+Tables = Mapping[str, Sequence[Made]]  # world -> its tables
 SWEEP = "Sweep of"  # begins the title of a sweep's table; the figures of sweeps say more
 
 
@@ -68,22 +69,29 @@ def _counted(line: Line, columns: Sequence[str]) -> str:
     return f"better in {better}, worse in {worse} of {len(words)}"
 
 
-def sections(made: Sequence[Made]) -> str:
-    """A section per table, sweeps folded away: scores, costs, and every difference with its interval. HTML."""
-    plain = [table for table in made if not table.title.startswith(SWEEP)]
-    swept = [table for table in made if table.title.startswith(SWEEP)]
-    parts = [f"<section><h2>{esc(_title(table))}</h2>{_body(table)}</section>" for table in plain]
+def sections(held: Tables, every: Tables) -> str:
+    """What came out, a section per table of the ``held`` worlds, and the sweeps' tables of ``every`` world, folded. HTML."""
+    parts = [outcome([table for made in held.values() for table in made])]
+    for world, made in held.items():
+        parts += [
+            f"<section><h2>{esc(_title(table, world))}</h2>{_body(table)}</section>"
+            for table in made
+            if not table.title.startswith(SWEEP)
+        ]
+    swept = [(w, t) for w, made in every.items() for t in made if t.title.startswith(SWEEP)]
     if swept:
-        inner = "".join(f"<h3>{esc(_title(table))}</h3>{_body(table)}" for table in swept)
+        inner = "".join(
+            f"<h3>{esc(_title(table, world))}</h3>{_body(table)}" for world, table in swept
+        )
         parts.append(
             f"<section><h2>Sweeps in numbers</h2><details><summary>{len(swept)} tables</summary>{inner}"
             "</details></section>"
         )
-    return "\n".join(parts)
+    return "\n".join(parts).strip()
 
 
-def _title(made: Made) -> str:
-    return f"{made.title} ({made.seconds:g} s)"
+def _title(made: Made, world: str) -> str:
+    return f"{made.title} ({made.seconds:g} s, {world})"
 
 
 def _body(made: Made) -> str:
