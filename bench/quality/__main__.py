@@ -20,7 +20,7 @@ from runtime.__main__ import Terminated, complain, stopped_by_sigterm
 from runtime.bench.quality.options import BATCH, REAL, changes, parse, workers
 from runtime.bench.quality.plan import Plan, jobs, under_all_names, weight
 from runtime.bench.quality.row import Row
-from runtime.bench.quality.store import Store, read
+from runtime.bench.quality.store import Store, read, tuning_rows
 from runtime.bench.quality.worlds import WORLDS, Finishing, Remarking, Wishes, World, load_world
 
 TABLES = "tables.md"
@@ -50,7 +50,7 @@ def run(args: Any) -> None:
     if args.report:
         from runtime.bench.quality import report
 
-        report.write(args.out, rows, header, args.report)
+        report.write(args.out, [*rows, *tuning_rows(args.out)], header, args.report)
         print(f"report: {args.report}")
 
 
@@ -97,7 +97,7 @@ def planned(args: Any, world: World, wishes: Wishes) -> Plan:
     """All that is to be made. ValueError before anything is loaded, for a method or setting that does not exist."""
     plan = Plan(
         world=WORLDS[args.world],
-        name=world.name,
+        name=world.name if args.split == "held-out" else f"{world.name}-{args.split}",
         wishes=wishes,
         texts=tuple(world.texts(args.prompts)),
         methods=args.methods,

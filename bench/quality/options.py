@@ -11,6 +11,7 @@ from typing import Any
 from runtime.arguments import Parser, typed
 from runtime.bench.quality.methods import METHODS, SCALING, named
 from runtime.bench.quality.prompts import FILES, seeds
+from runtime.bench.quality.store import TUNING
 from runtime.bench.quality.worlds import WORLDS
 from runtime.presets import PRESETS
 
@@ -63,7 +64,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--report: there is no folder {path.parent}")
     args.seeds, args.seconds = seeds(args.seeds), tuple(dict.fromkeys(args.seconds))
     # The lists are not mixed: what was tuned on one is no test.
-    args.out = args.out / "tuning" if args.split == "tuning" else args.out
+    args.out = args.out / TUNING if args.split == "tuning" else args.out
     return args
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from runtime.bench.quality.row import MEASURED
+from runtime.bench.quality.row import MEASURED, SPAN
 from runtime.bench.sprites.checker import lab
 from runtime.bench.sprites.tracking import (
     CROP,
@@ -67,12 +67,18 @@ class Measured:
             raise ValueError(f"frames: want some among {len(self)}, got {first}:{last}")
         return {name: column[first:last].mean().item() for name, column in self.values.items()}
 
-    def spans(self, frames: int) -> dict[str, tuple[float, ...]]:
-        """Means over consecutive spans of ``frames`` frames, the last one as long as what is left."""
+    def over_time(self) -> dict[str, tuple[float, ...]]:
+        """Means over ``spans``."""
         return {
-            name: tuple(part.mean().item() for part in column.split(frames))
+            name: tuple(column[span].mean().item() for span in spans(len(self)))
             for name, column in self.values.items()
         }
+
+
+def spans(frames: int) -> list[slice]:
+    """``frames`` in consecutive spans of ``SPAN``; a rest of less than half a span belongs to the one before."""
+    starts = list(range(0, max(frames - SPAN // 2, 0) + 1, SPAN))
+    return [slice(*ends) for ends in zip(starts, [*starts[1:], frames], strict=True)]
 
 
 def measure(frames: Tensor, caption: Caption, found: Track | None = None) -> Measured:

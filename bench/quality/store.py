@@ -10,6 +10,7 @@ import fcntl
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from runtime.bench.quality.row import Key, Row
 
 ROWS, FRAMES = "rows.jsonl", "frames"
+TUNING = "tuning"  # folder of a run on tuning prompts, inside that of the other
 FORMAT = 1
 INFORMS = "made"  # the part of a header that may differ: where and when, not what
 
@@ -88,6 +90,17 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
         )
     header, rows = _parse(whole, path)
     return header, list({row.key: row for row in rows}.values())
+
+
+def tuning_rows(folder: Path) -> list[Row]:
+    """The rows of the run on tuning prompts below ``folder``, files relative to ``folder``; an empty list without one.
+
+    They are of a world of their own, so nothing mixes them with the others.
+    """
+    if not (folder / TUNING / ROWS).is_file():
+        return []
+    rows = read(folder / TUNING)[1]
+    return [replace(row, file=row.file and f"{TUNING}/{row.file}") for row in rows]
 
 
 def save_frames(folder: Path, key: Key, frames: Tensor) -> str:

@@ -24,6 +24,7 @@ from runtime.bench.quality.stats import (
     mean,
     values,
 )
+from runtime.settings import Settings
 
 MARKS = {BETTER: "+", WORSE: "-", NO_DIFFERENCE: "=", TOO_FEW: "?"}
 COSTS: Mapping[str, Callable[[Row], float]] = {
@@ -97,20 +98,27 @@ def make(rows: Iterable[Row]) -> list[Made]:
 def _more(rows: Rows) -> list[Table]:
     """The tables that depend on what was made."""
     more = [_scaling(rows), *_sweeps(rows)]
-    equal = [_equal_compute(anchor, rows) for anchor in rows if anchor.startswith("best-of-n")]
+    anchors = {_meaning(name): name for name in rows if name.startswith("best-of-n")}
+    equal = [_equal_compute(anchor, rows) for anchor in anchors.values()]
     return [table for table in (*equal, *more) if table is not None]
 
 
 def _equal_compute(anchor: str, rows: Rows) -> Table | None:
     """What else takes about as many passes as ``anchor``: what plain streaming does with that compute."""
     passes = {method: mean([row.cost.passes for row in its]) for method, its in rows.items()}
-    near = [
-        m for m in passes if abs(passes[m] / passes[anchor] - 1) <= SAME_COMPUTE and m != anchor
-    ]
-    usual = [method for method in near if method in METHODS or _SIZED.fullmatch(method)]
-    if not usual:
+    usual = [method for method in METHODS if method in rows]
+    usual += [method for method in rows if _SIZED.fullmatch(method)]
+    near = [m for m in usual if abs(passes[m] / passes[anchor] - 1) <= SAME_COMPUTE]
+    # Of several names of one method the first stands for all.
+    different = {_meaning(method): method for method in reversed((anchor, *near))}
+    methods = tuple(reversed(different.values()))
+    if len(methods) < 2:
         return None
-    return Table(f"Equal compute: about {passes[anchor]:.0f} passes", (anchor, *usual), anchor)
+    return Table(f"Equal compute: about {passes[anchor]:.0f} passes", methods, methods[0])
+
+
+def _meaning(method: str) -> str:
+    return Settings().with_changes(named(method).changes).to_json()
 
 
 def _scaling(rows: Rows) -> Table | None:
