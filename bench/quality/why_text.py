@@ -1,0 +1,168 @@
+"""The diagnosis as a page of plain text: tables, and under each the sentence that it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from runtime.bench.quality.why_judge import ALL_RIGHT, COLUMNS, MEASURES, TOTAL
+from runtime.bench.quality.why_seen import REWARDS
+
+# How strong a rank correlation within siblings is called.
+WORDS = ((0.6, "good"), (0.3, "fair"), (0.1, "weak"))
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """All sections, ready to print."""
+    about = report["about"]
+    head = (
+        f"{about['prompts']} tuning captions, {about['seconds']:g} s, seed {about['seed']}, "
+        f"{about['candidates']} candidates judged\n"
+        "[a, b] are 95 % intervals over prompts; rho is Spearman's"
+    )
+    sections = (
+        _agreement(report["agreement"]),
+        _regret(report["regret"]),
+        _ceiling(report["oracle"]),
+        _siblings(report["siblings"]),
+        _routes(report["routes"], report["gates"]),
+        _noise(report["noise"]),
+        _drift(report["drift"]),
+    )
+    return "\n\n".join((head, *("\n".join(section) for section in sections)))
+
+
+def _agreement(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "Do rewards rank as the judge does?   rho within one chunk's candidates [95 %], and over all candidates"
+    table = {(row["reward"], row["measure"]): row for row in rows}
+    for scope in ("chunk", "video"):
+        yield f"  {'of the ' + scope:<12}" + "".join(f"{name:^34}" for name in REWARDS)
+        for measure in MEASURES:
+            found = [table[name, f"{measure} of the {scope}"] for name in REWARDS]
+            cells = (
+                f"{_signed(r['within'])} {_range(r):>16} {_signed(r['overall'])}" for r in found
+            )
+            yield f"  {measure:<12}" + "".join(f"{cell:^34}" for cell in cells)
+    for scope in ("chunk", "video"):
+        fused = table["fused", f"{TOTAL} of the {scope}"]
+        yield (
+            f"=> The fused score ranks candidates by {TOTAL} of the {scope} {strength(fused)} "
+            f"({_signed(fused['within'])} {_range(fused)}, {fused['groups']} groups)."
+        )
+
+
+def strength(row: Mapping[str, Any]) -> str:
+    """In words: how sure and how strong a ``within`` is."""
+    rho, low, high = row["within"], row["low"], row["high"]
+    if rho is None:
+        return "not at all: nothing differs"
+    if low is not None and high is not None and low <= 0 <= high:
+        return "no better than chance, as far as these prompts can tell"
+    word = next((word for least, word in WORDS if abs(rho) >= least), "hardly")
+    return f"with {word} agreement" if rho > 0 else f"the wrong way round ({word})"
+
+
+def _regret(table: Mapping[str, Any]) -> Iterator[str]:
+    yield "What does choosing by it win?   share of the headroom [95 %]; how often its favourite is the best (blind)"
+    for measure in (TOTAL, ALL_RIGHT):
+        for reward in REWARDS:
+            row = table[reward][measure]
+            if row["share"] is None:
+                yield f"  {measure:<12}{reward:<8}the candidates never differ"
+                continue
+            yield (
+                f"  {measure:<12}{reward:<8}{_signed(row['share'])} {_range(row):>16}   "
+                f"best in {row['picks_best']:4.0%} ({row['chance']:.0%})   "
+                f"wins {row['gained']:+.3f} of {row['headroom']:.3f}   {row['chunks']} chunks"
+            )
+
+
+def _ceiling(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "How far could search go?   whole videos; gain of Total over plain streaming (mean of the walks)"
+    yield f"  {'':<20}" + "".join(f"{name:>12}" for name in MEASURES) + "        gain"
+    for row in rows:
+        cells = "".join(f"{row[name]:>12.3f}" for name in MEASURES)
+        yield f"  {row['method']:<20}{cells}   {_signed(row['gain'])} {_range(row)}"
+    gain = {row["method"]: row["gain"] for row in rows}
+    ceiling, won = gain["oracle"], gain["stream-t1"]
+    if ceiling is not None and won is not None:
+        share = f", {won / ceiling:.0%} of it" if ceiling > 0 else ""
+        yield f"=> The same search steered by the judge itself gains {ceiling:+.3f}; the rewards gain {won:+.3f}{share}."
+
+
+def _siblings(table: Mapping[str, Any]) -> Iterator[str]:
+    yield "Is there anything to choose?   among the candidates of one chunk"
+    yield f"  {'':<12}{'largest - smallest':>20}{'std':>10}{'of all variance':>18}{'chunks that differ':>20}"
+    for name, row in table.items():
+        yield (
+            f"  {name:<12}{_plain(row['spread']):>20}{_plain(row['std']):>10}"
+            f"{_share(row['share']):>18}{_share(row['differ']):>20}"
+        )
+
+
+def _routes(routes: Sequence[Mapping[str, Any]], gates: Mapping[str, Any]) -> Iterator[str]:
+    yield "Where do chunks go?   routes of kept candidates by chunk"
+    for row in _thinned(routes):
+        cells = "".join(f"   {name} {row[name]:4.0%}" for name in ("discard", "ema", "append"))
+        yield f"  chunk {row['chunk']:>3}{cells}"
+    for name, gate in gates.items():
+        marks = {key: value for key, value in gate.items() if key.startswith("0.")}
+        yield f"  {name:<14}" + "".join(f"{float(key):>8.0%}" for key in marks)
+        yield f"  {'':<14}" + "".join(f"{value:>8.3f}" for value in marks.values())
+        if gate["above"] is not None:
+            yield f"  {'':<14}{gate['above']:.0%} lie above the threshold of {gate['threshold']:g}"
+
+
+def _noise(table: Mapping[str, Any]) -> Iterator[str]:
+    yield "Is noise good or bad by itself?   correlation of deviations [95 %]"
+    heads = ("same noise, other history", "same noise, next chunk", "history alone, next chunk")
+    yield f"  {'':<12}" + "".join(f"{head:>30}" for head in heads)
+    for name, row in table.items():
+        cells = (row[key] for key in ("other_history", "next_chunk", "carried"))
+        yield f"  {name:<12}" + "".join(f"{_signed(c['r']) + ' ' + _range(c):>30}" for c in cells)
+    next_chunk = table[TOTAL]["next_chunk"]
+    low, high = next_chunk["low"], next_chunk["high"]
+    if low is None:
+        return
+    if low <= 0 <= high:
+        yield "=> Nothing says that a noise that was good for one chunk is good for the next: propagation has nothing to hand on."
+    else:
+        yield (
+            f"=> A noise that was {'good' if low > 0 else 'bad'} for one chunk tends to be good for the next "
+            f"({_signed(next_chunk['r'])}): a {'positive' if low > 0 else 'negative'} beta could hand that on, at most beta times it."
+        )
+
+
+def _drift(table: Mapping[str, Any]) -> Iterator[str]:
+    yield "Does plain streaming drift?   means over videos, by chunk"
+    names = (*COLUMNS, "Words", ALL_RIGHT, TOTAL, "short", "long")
+    yield f"  {'chunk':<8}" + "".join(f"{name:>12}" for name in names)
+    rows = [
+        {"chunk": chunk, **{name: table[name][i] for name in names}}
+        for i, chunk in enumerate(table["chunk"])
+    ]
+    for row in _thinned(rows):
+        yield f"  {row['chunk']:<8}" + "".join(f"{row[name]:>12.3f}" for name in names)
+
+
+def _thinned(rows: Sequence[Mapping[str, Any]], most: int = 14) -> Sequence[Mapping[str, Any]]:
+    """About ``most`` of the rows, evenly, the last one among them."""
+    step = -(-len(rows) // most) or 1
+    return rows[(len(rows) - 1) % step :: step]
+
+
+def _signed(value: float | None) -> str:
+    return "     -" if value is None else f"{value:+.3f}"
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _range(row: Mapping[str, Any]) -> str:
+    low, high = row["low"], row["high"]
+    return "" if low is None or high is None else f"[{low:+.2f}, {high:+.2f}]"
