@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from runtime.bench.quality.why_intervals import mean_of
-from runtime.bench.quality.why_judge import TOTAL, judge, judge_candidate
+from runtime.bench.quality.why_judge import TOTAL, Sight, judge
 from runtime.bench.quality.why_oracle import with_oracle
-from runtime.bench.quality.why_seen import Seen
+from runtime.bench.quality.why_seen import GATES, REWARDS, Seen
 from runtime.bench.quality.why_walks import PROBE, is_probe, walking
 from runtime.bench.sprites.world import Caption
 from runtime.engine import Engine
 from runtime.parts import Parts
 from runtime.settings import Settings
-from runtime.types import Candidate, ChunkRecord
+from runtime.types import ChunkRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,13 @@ class Runs:
         self._walk(number, caption, found)
 
     def _walk(self, number: int, caption: Caption, found: Found) -> None:
-        seen, chunks = [], []
+        seen: list[Seen] = []
+        chunks: list[Tensor] = []
+        sight = Sight(caption)
 
         def look(record: ChunkRecord) -> None:
             chunks.append(record.frames[list(record.kept)])
-            seen.extend(see(record, number, caption, "walk"))
+            seen.extend(see(record, sight, number, "walk"))
 
         run(self.walks, caption, look)
         videos = torch.cat(chunks, 1)  # [walks, T, 3, H, W]
@@ -97,41 +99,32 @@ def shown(engine: Engine, caption: Caption) -> Tensor:
 def watched(engine: Engine, number: int, caption: Caption, name: str) -> tuple[list[Seen], Tensor]:
     """One video and all the candidates on its way."""
     seen: list[Seen] = []
-    frames = run(engine, caption, lambda record: seen.extend(see(record, number, caption, name)))
+    sight = Sight(caption)
+    frames = run(engine, caption, lambda record: seen.extend(see(record, sight, number, name)))
     return seen, frames
 
 
-def see(record: ChunkRecord, number: int, caption: Caption, name: str) -> list[Seen]:
-    """The candidates of one chunk, judged. Probes are told from others."""
-    return [
-        _see(candidate, frames, record, (number, caption, name))
-        for candidate, frames in zip(record.candidates, record.frames, strict=True)
-    ]
-
-
-def _see(
-    candidate: Candidate, frames: Tensor, record: ChunkRecord, who: tuple[int, Caption, str]
-) -> Seen:
-    number, caption, name = who
-    branch, scores = candidate.branch, candidate.scores
-    probe = is_probe(branch) and name == "walk"
-    return Seen(
-        prompt=number,
-        run="probe" if probe else name,
-        chunk=record.index,
-        history=branch.rank,
-        noise=branch.expansion - PROBE if probe else branch.expansion,
-        place=record.kept.index(candidate.row) if candidate.row in record.kept else -1,
-        rewards={
-            "short": scores.short,
-            "long": scores.long,
-            "fused": scores.fused,
-            "quality_gain": scores.quality_gain,
-            "long_drop": scores.long_drop,
-        },
-        route=candidate.route.value,
-        shows=judge_candidate(candidate, frames, caption),
-    )
+def see(record: ChunkRecord, sight: Sight, number: int, name: str) -> list[Seen]:
+    """The candidates of one chunk, judged. Among walks, probes are told from others."""
+    places = {row: place for place, row in enumerate(record.kept)}
+    found = []
+    for candidate, shows in zip(record.candidates, sight.look(record), strict=True):
+        branch, scores = candidate.branch, candidate.scores
+        probe = name == "walk" and is_probe(branch)
+        found.append(
+            Seen(
+                prompt=number,
+                run="probe" if probe else name,
+                chunk=record.index,
+                history=branch.rank,
+                noise=branch.expansion - PROBE if probe else branch.expansion,
+                place=places.get(candidate.row, -1),
+                rewards={reward: getattr(scores, reward) for reward in (*REWARDS, *GATES)},
+                route=candidate.route.value,
+                shows=shows,
+            )
+        )
+    return found
 
 
 def ceiling(found: Found, reference: str = "single") -> list[dict[str, float | str | None]]:

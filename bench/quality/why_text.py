@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from runtime.bench.quality.why_judge import ALL_RIGHT, COLUMNS, MEASURES, TOTAL
+from runtime.bench.quality.row import MEASURED, RIGHT
+from runtime.bench.quality.why_judge import MEASURES, TOTAL, WORDS
 from runtime.bench.quality.why_seen import REWARDS
 
 # How strong a rank correlation within siblings is called.
-WORDS = ((0.6, "good"), (0.3, "fair"), (0.1, "weak"))
+STRENGTHS = ((0.6, "good"), (0.3, "fair"), (0.1, "weak"))
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -56,15 +57,17 @@ def strength(row: Mapping[str, Any]) -> str:
     rho, low, high = row["within"], row["low"], row["high"]
     if rho is None:
         return "not at all: nothing differs"
-    if low is not None and high is not None and low <= 0 <= high:
+    if low is None or high is None:
+        return "in a way that so few prompts cannot tell"
+    if low <= 0 <= high:
         return "no better than chance, as far as these prompts can tell"
-    word = next((word for least, word in WORDS if abs(rho) >= least), "hardly")
+    word = next((word for least, word in STRENGTHS if abs(rho) >= least), "hardly")
     return f"with {word} agreement" if rho > 0 else f"the wrong way round ({word})"
 
 
 def _regret(table: Mapping[str, Any]) -> Iterator[str]:
     yield "What does choosing by it win?   share of the headroom [95 %]; how often its favourite is the best (blind)"
-    for measure in (TOTAL, ALL_RIGHT):
+    for measure in (TOTAL, RIGHT):
         for reward in REWARDS:
             row = table[reward][measure]
             if row["share"] is None:
@@ -135,7 +138,7 @@ def _noise(table: Mapping[str, Any]) -> Iterator[str]:
 
 def _drift(table: Mapping[str, Any]) -> Iterator[str]:
     yield "Does plain streaming drift?   means over videos, by chunk"
-    names = (*COLUMNS, "Words", ALL_RIGHT, TOTAL, "short", "long")
+    names = (*MEASURED, WORDS, RIGHT, TOTAL, "short", "long")
     yield f"  {'chunk':<8}" + "".join(f"{name:>12}" for name in names)
     rows = [
         {"chunk": chunk, **{name: table[name][i] for name in names}}
