@@ -7,7 +7,7 @@ Legend: T frames.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -30,43 +30,60 @@ def judge(frames: Tensor, caption: Caption) -> dict[str, float]:
     as the caption says, RIGHT is 1 where all are. TOTAL is the mean of Words and of the mean of the columns: half for what
     is shown, half for how well.
     """
-    frames = _plain(frames)
-    found = track(frames)
-    return _summed(measure(frames, caption, found).scores(), found, caption)
+    clip = tracked(frames)
+    return _summed(measure(clip.frames, caption, clip.track).scores(), clip, caption)
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """Frames and where the object is in them."""
+
+    frames: Tensor  # [T, 3, 96, 96] in [0, 1]
+    track: Track
+
+    def __add__(self, after: Tracked) -> Tracked:
+        pairs = ((getattr(self.track, f.name), getattr(after.track, f.name)) for f in fields(Track))
+        return Tracked(torch.cat((self.frames, after.frames)), Track(*map(torch.cat, pairs)))
+
+
+def tracked(frames: Tensor) -> Tracked:
+    """Frames [T, 3, 96, 96], uint8 or in [0, 1], tracked on the CPU."""
+    frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames.detach().float()
+    return Tracked(frames.cpu(), track(frames))
 
 
 def judge_chunk(
-    opening: Tensor, before: Tensor, chunk: Tensor, caption: Caption
+    opening: Tracked | None, before: Tracked | None, chunk: Tracked, caption: Caption
 ) -> dict[str, float]:
-    """MEASURES of a ``chunk`` [T, 3, 96, 96] of a video that began with ``opening``; ``before`` is the chunk before it.
+    """MEASURES of a chunk of a video that began with ``opening``; ``before`` is the chunk before it. None: there is none.
 
-    Both may be empty. Subject and Background hold the chunk against the opening, so that drift costs; Motion and Words are
-    read from ``before`` and ``chunk`` in one, so that a leap between them is the chunk's fault.
+    Subject and Background hold the chunk against the opening, so that drift costs. The rest is read from ``before`` and
+    ``chunk`` in one, so that a leap between them is the chunk's fault.
     """
-    opening, before, chunk = map(_plain, (opening, before, chunk))
-    frames, count = torch.cat((opening, before, chunk)), len(chunk)
-    found = track(frames)
-    scores = measure(frames, caption, found).scores(-count)
-    if len(opening):
-        found = part(found, len(opening))
-        scores["Motion"] = measure(frames[len(opening) :], caption, found).scores(-count)["Motion"]
-    return _summed(scores, found, caption)
+    near = before + chunk if before else chunk
+    count = len(chunk.frames)
+    columns = measure(near.frames, caption, near.track).scores(-count)
+    if opening is not None and opening is not before:
+        far = opening + chunk
+        drifted = measure(far.frames, caption, far.track).scores(-count)
+        columns |= {name: drifted[name] for name in ("Subject", "Background")}
+    return _summed(columns, near, caption)
 
 
-def _summed(columns: dict[str, float], found: Track, caption: Caption) -> dict[str, float]:
-    verdict = check_track(found, caption)
+def _summed(columns: dict[str, float], clip: Tracked, caption: Caption) -> dict[str, float]:
+    verdict = check_track(clip.track, caption)
     words = sum(verdict.right(name) for name in JUDGED) / len(JUDGED)
     total = (words + sum(columns.values()) / len(columns)) / 2
     return {**columns, WORDS: words, RIGHT: float(verdict.all_right), TOTAL: total}
 
 
-def part(found: Track, first: int) -> Track:
-    """What was tracked from frame ``first`` on."""
-    return Track(**{field.name: getattr(found, field.name)[first:] for field in fields(Track)})
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What judging a history's next chunk needs. Its noise is kept for its id to stay its own."""
 
-
-def _plain(frames: Tensor) -> Tensor:
-    return frames.float() / 255 if frames.dtype == torch.uint8 else frames.detach().float().cpu()
+    noise: Tensor
+    opening: Tracked  # the first two chunks, or the first alone
+    newest: Tracked
 
 
 class Sight:
@@ -75,28 +92,30 @@ class Sight:
     A history is known by its newest noise, which nothing replaces while it lives.
     """
 
+    OPENING_CHUNKS = 2
+
     def __init__(self, caption: Caption) -> None:
         self.caption = caption
-        self.began: dict[int, tuple[Tensor, Tensor]] = {}  # id of a noise -> the noise, the opening
+        self.past: dict[int, Past] = {}
 
     def look(self, record: ChunkRecord) -> list[dict[str, float]]:
         """MEASURES of every candidate of ``record``, in order. Records come in order, too."""
-        nothing = record.frames[0, :0]
-        openings = [nothing if record.index == 0 else self.began[id(c.branch.parent.noise)][1] for c in record.candidates]  # fmt: skip
-        found = []
-        for candidate, opening, chunk in zip(
-            record.candidates, openings, record.frames, strict=True
-        ):
-            # At chunk 1 the chunk before is the opening.
-            begin = opening if record.index > 1 else nothing
-            before = candidate.branch.parent.frames[-1] if record.index else nothing
-            found.append(judge_chunk(begin, before, chunk, self.caption))
-        self.began = {
-            id(history.noise): (
-                history.noise,
-                openings[row] if record.index else record.frames[row].clone(),
-            )
-            for row, history in zip(record.kept, record.survivors, strict=False)
-            if history.noise is not None
-        }
+        chunks = [tracked(frames) for frames in record.frames]
+        parents = [id(candidate.branch.parent.noise) for candidate in record.candidates]
+        pasts = [self.past[parent] if record.index else None for parent in parents]
+        found = [
+            judge_chunk(past and past.opening, past and past.newest, chunk, self.caption)
+            for past, chunk in zip(pasts, chunks, strict=True)
+        ]
+        self.past = {}
+        for row, history in zip(record.kept, record.survivors, strict=True):
+            past, chunk = pasts[row], chunks[row]
+            if past is None:
+                opening = chunk
+            elif record.index < self.OPENING_CHUNKS:
+                opening = past.opening + chunk
+            else:
+                opening = past.opening
+            assert history.noise is not None, "a history that was drawn has noise"
+            self.past[id(history.noise)] = Past(history.noise, opening, chunk)
         return found
