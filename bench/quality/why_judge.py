@@ -57,12 +57,14 @@ def judge_chunk(
 ) -> dict[str, float]:
     """MEASURES of a chunk of a video that began with ``opening``; ``before`` is the chunk before it. None: there is none.
 
-    Subject and Background hold the chunk against the opening, so that drift costs. The rest is read from ``before`` and
-    ``chunk`` in one, so that a leap between them is the chunk's fault.
+    Subject and Background hold the chunk against the opening, so that drift costs. Motion and Words are read over ``before``
+    and ``chunk`` in one, so that a leap between them costs.
     """
     near = before + chunk if before else chunk
     count = len(chunk.frames)
-    columns = measure(near.frames, caption, near.track).scores(-count)
+    measured = measure(near.frames, caption, near.track)
+    # A leap halfway fits the path of either half; over both it costs whichever was fitted.
+    columns = measured.scores(-count) | {"Motion": measured.scores()["Motion"]}
     if opening is not None and opening is not before:
         far = opening + chunk
         drifted = measure(far.frames, caption, far.track).scores(-count)

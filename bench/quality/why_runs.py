@@ -29,6 +29,12 @@ class Plan:
     probed: int = 2  # of them, that the same noises are tried under
     probes: int = 2  # noises
 
+    def __post_init__(self) -> None:
+        for name, least, most in (("walks", 2, 49), ("probed", 0, self.walks), ("probes", 0, 49)):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ValueError(f"--{name}: want {least} to {most}, got {value}")
+
 
 @dataclass
 class Found:
