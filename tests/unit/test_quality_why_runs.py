@@ -78,7 +78,7 @@ def test_the_oracle_likes_what_the_caption_says_and_refuses_other_prompts():
     video = with_oracle(base.parts).video
     frames = torch.stack([clip(CAPTION, 33), clip(OTHER, 33)])
     good, bad = video.score(Clip(frames, CAPTION.text, 16, 2)).tolist()
-    assert good > bad + 0.5 and 0 <= bad and good <= VIDEO_SCALE
+    assert good > bad + 0.5 and bad >= 0 and good <= VIDEO_SCALE
     assert good == pytest.approx(VIDEO_SCALE * judge(frames[0], CAPTION)[TOTAL], rel=1e-6)
     with pytest.raises(KeyError, match="a dog"):
         video.score(Clip(frames, "a dog", 16, 2))
@@ -120,14 +120,15 @@ def test_each_candidate_is_held_against_how_its_own_history_began():
     """Two histories that began in two colours swap ranks; a third chunk in the first colour fits one of them alone."""
     sight, root = Sight(CAPTION), Trajectory()
     red, blue = (clip(CAPTION, 9), clip(OTHER, 9))
-    first = record(0, [root, root], [red, blue], [1, 0])
-    assert len(sight.look(first)) == 2
+    turn = record(0, [root, root], [red, blue], [1, 0])
+    assert len(sight.look(turn)) == 2
+    parents = [turn.survivors[1], turn.survivors[0]]  # red first
     for index in (1, 2):
         looks = [clip(CAPTION, 12, 12 * index), clip(OTHER, 12, 12 * index)]
-        parents = [first.survivors[1], first.survivors[0]] if index == 1 else second.survivors
-        second = record(index, parents, looks, [0, 1])
-        sight.look(second)
-    last = record(3, second.survivors, [clip(CAPTION, 12, 36)] * 2, [0])
+        turn = record(index, parents, looks, [0, 1])
+        sight.look(turn)
+        parents = list(turn.survivors)
+    last = record(3, parents, [clip(CAPTION, 12, 36)] * 2, [0])
     own, strange = sight.look(last)
     assert own["Subject"] > strange["Subject"] + 0.1
     assert len(sight.past) == 1, "what was not kept is forgotten"
