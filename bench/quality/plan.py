@@ -39,6 +39,9 @@ class Plan:
         changes = {**named(method).changes, "seconds": seconds, "search.seed": seed}
         return self.base.with_changes(changes)
 
+    def with_workers(self, count: int) -> Plan:
+        return replace(self, workers=count)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -59,10 +62,9 @@ def jobs(plan: Plan, done: Collection[Key]) -> list[Job]:
     On a CPU all methods make the same prompts before the next prompts' turn, so that a run that is stopped has pairs to
     compare; on a GPU a method stays as long as its seed does, and what was recorded for it is used again.
     """
-    found = [job for job in _all(plan) if job.prompts]
     left = [
         replace(job, prompts=tuple(p for p in job.prompts if job.key(plan.name, p) not in done))
-        for job in found
+        for job in _all(plan)
     ]
     left = [job for job in left if job.prompts]
     if plan.base.run.device != "cpu":
@@ -72,7 +74,7 @@ def jobs(plan: Plan, done: Collection[Key]) -> list[Job]:
 
 
 def _all(plan: Plan) -> Iterator[Job]:
-    makers = {makers[0] for makers in same_settings(plan, plan.methods)}
+    makers = {names[0] for names in same_settings(plan, plan.methods)}
     for seconds in plan.seconds:
         for seed in plan.seeds:
             for first in range(0, len(plan.texts), plan.batch):

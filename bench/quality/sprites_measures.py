@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from runtime.bench.quality.row import MEASURED
+from runtime.bench.quality.row import MEASURED, SPAN
 from runtime.bench.sprites.checker import lab
 from runtime.bench.sprites.tracking import (
     CROP,
@@ -28,7 +28,14 @@ from runtime.bench.sprites.tracking import (
     track,
     wrap,
 )
-from runtime.bench.sprites.world import MOTIONS, SIZE, SPEEDS, Caption
+from runtime.bench.sprites.world import (
+    MOTIONS,
+    SHAPES,
+    SIZE,
+    SPEEDS,
+    Caption,
+    shape_distance,
+)
 
 FIRST = 24  # frames with an object whose median says what the object and the paper were
 # What halves a factor.
@@ -36,7 +43,7 @@ OUTLINE = 2.0  # pixels between two outlines, in the mean
 TINT = 20.0  # CIE76 between two inks
 PAPER = 0.06  # RMS of the paper in RGB
 ASTRAY = 2.0  # pixels from where the captioned motion would be
-EDGE = 2.0  # pixels of outline that a picture is off its ideal
+EDGE = 3.0  # pixels of outline that a picture is off its ideal
 CONTRAST = 50.0  # CIE76 between ink and paper that are told apart well
 NO_SHAPE = 0.5  # overlap with the likest shape at which nobody would name one
 WINDOW = 24  # frames over which physics is fitted
@@ -60,12 +67,18 @@ class Measured:
             raise ValueError(f"frames: want some among {len(self)}, got {first}:{last}")
         return {name: column[first:last].mean().item() for name, column in self.values.items()}
 
-    def spans(self, frames: int) -> dict[str, tuple[float, ...]]:
-        """Means over consecutive spans of ``frames`` frames, the last one as long as what is left."""
+    def over_time(self) -> dict[str, tuple[float, ...]]:
+        """Means over ``spans``."""
         return {
-            name: tuple(part.mean().item() for part in column.split(frames))
+            name: tuple(column[span].mean().item() for span in spans(len(self)))
             for name, column in self.values.items()
         }
+
+
+def spans(frames: int) -> list[slice]:
+    """``frames`` in consecutive spans of ``SPAN``; a rest of less than half a span belongs to the one before."""
+    starts = list(range(0, max(frames - SPAN // 2, 0) + 1, SPAN))
+    return [slice(*ends) for ends in zip(starts, [*starts[1:], frames], strict=True)]
 
 
 def measure(frames: Tensor, caption: Caption, found: Track | None = None) -> Measured:
@@ -88,7 +101,7 @@ def measure(frames: Tensor, caption: Caption, found: Track | None = None) -> Mea
         _subject(found),
         _background(frames, found),
         _motion(found, overlaps, radii, caption),
-        _imaging(found, overlaps, radii),
+        _imaging(frames, found, overlaps, radii),
         _aesthetic(found, overlaps),
     )
     seen = found.present.double()
@@ -190,20 +203,35 @@ def _bounces(gone: Tensor, radius: float) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _lengths() -> Tensor:
-    """Length in pixels of the outline of every template [S, R]."""
-    return _outline(templates().masks)
+def _ideals() -> tuple[Tensor, Tensor]:
+    """Of every template [S, R]: its area in pixels, and the length of its outline."""
+    masks = templates().masks
+    return masks.sum((-1, -2)), _outline(masks)
 
 
-def _imaging(found: Track, overlaps: Tensor, radii: Tensor) -> Tensor:
+def _imaging(frames: Tensor, found: Track, overlaps: Tensor, radii: Tensor) -> Tensor:
     kind = overlaps.argmax(1, keepdim=True)
     size = radii.gather(1, kind)[:, 0]
     kind = kind[:, 0]
-    ideal = templates().masks[kind, size][:, None]  # [T, 1, CROP, CROP]
-    paper, ink = found.paper[..., None, None], found.ink[..., None, None]
-    wrong = (found.crops - torch.lerp(paper, ink, ideal)).norm(dim=1).sum((1, 2))
-    edge = wrong / (found.contrast.clamp(min=1e-3) * _lengths()[kind, size])  # pixels
-    return _half(edge, EDGE)
+    areas, lengths = (table[kind, size] for table in _ideals())
+    # Templates come in steps of half a pixel; the area says where between two of them the object is.
+    growth = (found.masks.sum((1, 2)) / areas).sqrt()
+    radius = SIZES[size] + ((growth - 1) * SIZES[size]).clamp(-0.25, 0.25)
+    centre = found.centroid - templates().offsets[kind, size]
+    at = (centre.floor().long()[..., None] + torch.arange(CROP) - CROP // 2) % SIZE  # [T, 2, CROP]
+    away = wrap(at + 0.5 - centre[..., None])
+    alpha = torch.empty(len(frames), 1, CROP, CROP)
+    for number, shape in enumerate(SHAPES):
+        if (rows := kind == number).any():
+            scale = radius[rows, None, None]
+            x, y = away[rows, 0, None, :] / scale, away[rows, 1, :, None] / scale
+            distance = shape_distance(shape, *torch.broadcast_tensors(x, y), 1.0) * scale
+            alpha[rows, 0] = (0.5 - distance).clamp(0, 1)
+    every = torch.arange(len(frames))[:, None, None]
+    shown = frames.movedim(1, -1)[every, at[:, 1, :, None], at[:, 0, None, :]].movedim(-1, 1)
+    ideal = torch.lerp(found.paper[..., None, None], found.ink[..., None, None], alpha)
+    wrong = (shown - ideal).square().sum(1).sqrt().sum((1, 2))
+    return _half(wrong / (found.contrast.clamp(min=1e-3) * lengths), EDGE)
 
 
 def _aesthetic(found: Track, overlaps: Tensor) -> Tensor:

@@ -33,6 +33,13 @@ class Wishes:
     split: str = "held-out"  # or "tuning": which of the fixed prompt lists
     prompts_file: Path | None = None  # the user's own list
     device: str = "cpu"  # for judges that are models
+    preset: str = ""  # generator and rewards of a world that has several; "": the world's own
+    changes: Mapping[str, Any] = field(default_factory=dict)  # to the preset, as --set gives them
+    vbench_results: Path | None = (
+        None  # what VBench wrote elsewhere; None: it is asked, or looked for in ``folder``
+    )
+    vbench_python: str = ""  # of the environment that VBench is installed in; "": this one
+    look_only: bool = False  # nobody else's tools are called; what they wrote is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,15 @@ class Finishing(Protocol):
 
     def finish(self, rows: Sequence[Row]) -> list[Row]:
         """All rows of the run, with what could not be known video by video. Called once, in the main process."""
+        ...
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """A world that has something of its own to say under the tables."""
+
+    def remarks(self, rows: Sequence[Row], made_by: str) -> str:
+        """Markdown; ``made_by`` says with which preset, weights and commit the rows were made. After ``finish``."""
         ...
 
 
