@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,33 +10,42 @@ from torch import Tensor
 
 from runtime.bench.quality.why_intervals import interval, mean_of, ratio, sums_by_prompt
 from runtime.bench.quality.why_judge import MEASURES
-from runtime.bench.quality.why_seen import REWARDS, Seen, groups
+from runtime.bench.quality.why_seen import REWARDS, Seen, groups, histories
 from runtime.bench.sprites.reward_report import spearman
 
 SAME = 1e-6  # differences below this are rounding
 
 
 def agreement(searched: Sequence[Seen], walked: Sequence[Seen]) -> list[dict[str, Any]]:
-    """Rank correlation of every reward with every measure, of the chunk and of the video that it leads to.
+    """Rank correlation of every reward with every measure, in three scopes:
 
-    The chunk's are taken among the search's candidates; where they lead to, among histories that all go on to the end.
+    of the chunk     among the search's candidates of one chunk: what selection needs
+    of the video     among histories that all go on to the end, at one chunk: does selection look ahead?
+    along the video  among the chunks of one history, what gates need
     """
     rows = []
     for reward in REWARDS:
         for measure in MEASURES:
             chunk = [(one, one.shows[measure]) for one in searched]
             video = [(one, one.video[measure]) for one in walked]
+            along = [(one, one.shows[measure]) for one in walked]
             rows.append(_row(reward, f"{measure} of the chunk", chunk))
             rows.append(_row(reward, f"{measure} of the video", video))
+            rows.append(_row(reward, f"{measure} along the video", along, histories))
     return rows
 
 
-def _row(reward: str, measure: str, judged: Sequence[tuple[Seen, float]]) -> dict[str, Any]:
+def _row(
+    reward: str,
+    measure: str,
+    judged: Sequence[tuple[Seen, float]],
+    grouped: Callable[[Iterable[Seen]], list[list[Seen]]] = groups,
+) -> dict[str, Any]:
     """``within``: mean of Spearman's rho over the groups in which both differ. ``overall``: of all at once."""
     value = {id(one): number for one, number in judged}
     seen = [one for one, _ in judged]
     found = []
-    for group in groups(seen):
+    for group in grouped(seen):
         rewards, values = _column(group, reward), torch.tensor([value[id(one)] for one in group])
         if _differ(rewards) and _differ(values):
             found.append((group[0].prompt, spearman(rewards, values)))

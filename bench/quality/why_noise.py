@@ -85,6 +85,7 @@ def _pooled(pairs: Pairs) -> dict[str, float | None]:
     terms = [
         (p, [(a * b).sum().item(), a.square().sum().item(), b.square().sum().item()])
         for p, a, b in pairs
+        if a.any() and b.any()  # else this prompt's siblings are alike and it says nothing
     ]
     if not terms:
         return {"r": None, "low": None, "high": None}

@@ -38,5 +38,14 @@ def groups(seen: Iterable[Seen]) -> list[list[Seen]]:
     return list(table.values())
 
 
+def histories(walked: Iterable[Seen]) -> list[list[Seen]]:
+    """The chunks of each walk from chunk 1 on: the first one is a frame short of the others, and judged against itself."""
+    table: dict[tuple[int, int], list[Seen]] = {}
+    for one in walked:
+        if one.chunk > 0:
+            table.setdefault((one.prompt, one.history), []).append(one)
+    return list(table.values())
+
+
 def of_run(seen: Sequence[Seen], run: str) -> list[Seen]:
     return [one for one in seen if one.run == run]

@@ -8,7 +8,11 @@ from typing import Any
 from runtime.bench.quality.row import MEASURED, RIGHT
 from runtime.bench.quality.why_judge import MEASURES, TOTAL, WORDS
 from runtime.bench.quality.why_seen import REWARDS
+from runtime.types import Route
 
+ROUTES = tuple(route.value for route in Route)
+SCOPES = ("of the chunk", "of the video", "along the video")
+SO = "=> "  # begins the sentence that a section comes to
 # How strong a rank correlation within siblings is called.
 STRENGTHS = ((0.6, "good"), (0.3, "fair"), (0.1, "weak"))
 
@@ -30,25 +34,27 @@ def page(report: Mapping[str, Any]) -> str:
         _noise(report["noise"]),
         _drift(report["drift"]),
     )
-    return "\n\n".join((head, *("\n".join(section) for section in sections)))
+    told = [list(section) for section in sections]
+    short = [line for section in told for line in section if line.startswith(SO)]
+    return "\n\n".join("\n".join(part) for part in ([head], ["In short", *short], *told))
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "Do rewards rank as the judge does?   rho within one chunk's candidates [95 %], and over all candidates"
     table = {(row["reward"], row["measure"]): row for row in rows}
-    for scope in ("chunk", "video"):
-        yield f"  {'of the ' + scope:<12}" + "".join(f"{name:^34}" for name in REWARDS)
+    for scope in SCOPES:
+        yield f"  {scope:<16}" + "".join(f"{name:^34}" for name in REWARDS)
         for measure in MEASURES:
-            found = [table[name, f"{measure} of the {scope}"] for name in REWARDS]
+            found = [table[name, f"{measure} {scope}"] for name in REWARDS]
             cells = (
                 f"{_signed(r['within'])} {_range(r):>16} {_signed(r['overall'])}" for r in found
             )
-            yield f"  {measure:<12}" + "".join(f"{cell:^34}" for cell in cells)
-    for scope in ("chunk", "video"):
-        fused = table["fused", f"{TOTAL} of the {scope}"]
+            yield f"  {measure:<16}" + "".join(f"{cell:^34}" for cell in cells)
+    for reward, scope in (("fused", SCOPES[0]), ("fused", SCOPES[1]), ("short", SCOPES[2])):
+        row = table[reward, f"{TOTAL} {scope}"]
         yield (
-            f"=> The fused score ranks candidates by {TOTAL} of the {scope} {strength(fused)} "
-            f"({_signed(fused['within'])} {_range(fused)}, {fused['groups']} groups)."
+            f"{SO}The {reward} score ranks by {TOTAL} {scope} {strength(row)} "
+            f"({_signed(row['within'])} {_range(row)}, {row['groups']} groups)."
         )
 
 
@@ -90,7 +96,7 @@ def _ceiling(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     ceiling, won = gain["oracle"], gain["stream-t1"]
     if ceiling is not None and won is not None:
         share = f", {won / ceiling:.0%} of it" if ceiling > 0 else ""
-        yield f"=> The same search steered by the judge itself gains {ceiling:+.3f}; the rewards gain {won:+.3f}{share}."
+        yield f"{SO}The same search steered by the judge itself gains {ceiling:+.3f}; the rewards gain {won:+.3f}{share}."
 
 
 def _siblings(table: Mapping[str, Any]) -> Iterator[str]:
@@ -101,12 +107,17 @@ def _siblings(table: Mapping[str, Any]) -> Iterator[str]:
             f"  {name:<12}{_plain(row['spread']):>20}{_plain(row['std']):>10}"
             f"{_share(row['share']):>18}{_share(row['differ']):>20}"
         )
+    if table[TOTAL]["std"] is not None:
+        yield (
+            f"{SO}Candidates of one chunk differ by {table[TOTAL]['std']:.3f} in {TOTAL} (standard deviation); "
+            f"in {table[RIGHT]['differ']:.0%} of chunks some are all right and some are not."
+        )
 
 
 def _routes(routes: Sequence[Mapping[str, Any]], gates: Mapping[str, Any]) -> Iterator[str]:
     yield "Where do chunks go?   routes of kept candidates by chunk"
     for row in _thinned(routes):
-        cells = "".join(f"   {name} {row[name]:4.0%}" for name in ("discard", "ema", "append"))
+        cells = "".join(f"   {name} {row[name]:4.0%}" for name in ROUTES)
         yield f"  chunk {row['chunk']:>3}{cells}"
     for name, gate in gates.items():
         marks = {key: value for key, value in gate.items() if key.startswith("0.")}
@@ -114,6 +125,9 @@ def _routes(routes: Sequence[Mapping[str, Any]], gates: Mapping[str, Any]) -> It
         yield f"  {'':<14}" + "".join(f"{value:>8.3f}" for value in marks.values())
         if gate["above"] is not None:
             yield f"  {'':<14}{gate['above']:.0%} lie above the threshold of {gate['threshold']:g}"
+    if routes:
+        mean = {name: sum(row[name] for row in routes) / len(routes) for name in ROUTES}
+        yield f"{SO}Of the kept chunks " + ", ".join(f"{mean[n]:.0%} {n}" for n in ROUTES) + "."
 
 
 def _noise(table: Mapping[str, Any]) -> Iterator[str]:
@@ -123,21 +137,20 @@ def _noise(table: Mapping[str, Any]) -> Iterator[str]:
     for name, row in table.items():
         cells = (row[key] for key in ("other_history", "next_chunk", "carried"))
         yield f"  {name:<12}" + "".join(f"{_signed(c['r']) + ' ' + _range(c):>30}" for c in cells)
-    next_chunk = table[TOTAL]["next_chunk"]
-    low, high = next_chunk["low"], next_chunk["high"]
-    if low is None:
-        return
-    if low <= 0 <= high:
-        yield "=> Nothing says that a noise that was good for one chunk is good for the next: propagation has nothing to hand on."
+    found = {name: row["next_chunk"] for name, row in table.items() if name not in REWARDS}
+    sure = {
+        n: c for n, c in found.items() if c["low"] is not None and not c["low"] <= 0 <= c["high"]
+    }
+    if sure:
+        told = ", ".join(f"{name} {_signed(cell['r'])}" for name, cell in sure.items())
+        yield f"{SO}A noise does to the next chunk what it did to this one in: {told}; beta wants that sign."
     else:
-        yield (
-            f"=> A noise that was {'good' if low > 0 else 'bad'} for one chunk tends to be good for the next "
-            f"({_signed(next_chunk['r'])}): a {'positive' if low > 0 else 'negative'} beta could hand that on, at most beta times it."
-        )
+        yield f"{SO}Nothing says that a noise that was good for one chunk is good for the next: propagation has nothing to hand on."
 
 
 def _drift(table: Mapping[str, Any]) -> Iterator[str]:
     yield "Does plain streaming drift?   means over videos, by chunk"
+    told = (TOTAL, RIGHT, "Subject", "Background")
     names = (*MEASURED, WORDS, RIGHT, TOTAL, "short", "long")
     yield f"  {'chunk':<8}" + "".join(f"{name:>12}" for name in names)
     rows = [
@@ -146,6 +159,11 @@ def _drift(table: Mapping[str, Any]) -> Iterator[str]:
     ]
     for row in _thinned(rows):
         yield f"  {row['chunk']:<8}" + "".join(f"{row[name]:>12.3f}" for name in names)
+    if len(rows) > 2:
+        falls = (
+            f"{name} {rows[-1][name] - rows[1][name]:+.3f}" for name in (*told, "short", "long")
+        )
+        yield f"{SO}From chunk 1 to the last, plain streaming changes by: {', '.join(falls)}."
 
 
 def _thinned(rows: Sequence[Mapping[str, Any]], most: int = 14) -> Sequence[Mapping[str, Any]]:

@@ -54,6 +54,26 @@ def test_the_video_that_a_walk_leads_to_is_another_question_than_its_chunk():
     assert row_of(rows, "short", f"{TOTAL} of the video")["within"] == pytest.approx(-1)
 
 
+def test_along_a_video_chunks_are_compared_with_those_of_the_same_history():
+    """Histories differ the right way and each goes the wrong way. The first chunk does not count."""
+    found = [
+        seen(
+            p,
+            chunk=c,
+            value=10 * h + c,
+            reward=10 * h - c if c else -99,
+            run="walk",
+            history=h,
+            video=dict.fromkeys(MEASURES, 0),
+        )  # fmt: skip
+        for p in PROMPTS
+        for c in range(5)
+        for h in range(3)
+    ]
+    row = row_of(agreement([], found), "short", f"{TOTAL} along the video")
+    assert row["within"] == pytest.approx(-1) and row["groups"] == 18
+
+
 def test_groups_in_which_nothing_differs_say_nothing():
     flat = [seen(p, value=0.5, reward=i) for p in PROMPTS for i in range(4)]
     row = row_of(agreement(flat, []), "long", f"{TOTAL} of the chunk")
