@@ -1,4 +1,4 @@
-"""A stand-in for VBench: its options, how it finds videos by their names, and the files it writes; scores are made up of names.
+"""A stand-in for VBench: its options, how it finds videos by their names, and the files it writes; scores are made up of the bytes.
 
 ``vbench evaluate`` and ``python -m vbench2_beta_long.eval_long`` run this file, with nothing but the standard library.
 """
@@ -35,9 +35,9 @@ def install(folder: Path, *, long: bool = True) -> tuple[Path, Path]:
     return programs, modules
 
 
-def score(dimension: str, video: str) -> float:
-    """In (0.5, 1): another one for every video and dimension."""
-    digest = hashlib.sha256(f"{dimension}/{video}".encode()).digest()
+def score(dimension: str, video: Path, clip: int = 0) -> float:
+    """In (0.5, 1): another one for every video, clip of it and dimension."""
+    digest = hashlib.sha256(f"{dimension}/{clip}/".encode() + video.read_bytes()).digest()
     return 0.5 + int.from_bytes(digest[:4], "big") / 2**33
 
 
@@ -89,7 +89,7 @@ def _result(dimension: str, videos: list[Path], long: bool) -> list:
         for clip in range(CLIPS if long else 1):
             name = f"{video.stem}_{clip:03d}.mp4"
             path = video.parent / "split_clip" / video.stem / name if long else video
-            entries.append((path, score(dimension, path.name)))
+            entries.append((path, score(dimension, video, clip)))
     whole = sum(value for _, value in entries) / len(entries)
     factor = 100 if dimension == "imaging_quality" else 1  # its videos are in percent
     listed = [{"video_path": str(path), "video_results": factor * v} for path, v in entries]

@@ -89,7 +89,8 @@ def finished(args: Any, header: dict[str, Any], rows: list[Row]) -> tuple[list[R
     world = load_world(header["world"], wished(args))
     assert isinstance(world, Finishing) and isinstance(world, Remarking)
     rows = world.finish(rows)
-    return rows, world.remarks(rows, made_by(header))
+    weights = ", ".join(f"{name} ({digest})" for name, digest in header["weights"].items())
+    return rows, world.remarks(rows, f"weights {weights}; {made_by(header)}")
 
 
 def planned(args: Any, world: World, wishes: Wishes) -> Plan:

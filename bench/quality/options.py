@@ -24,6 +24,7 @@ REAL = {
     "vbench": {"prompts": 946, "seconds": [5.0], "keep": 0},
     "moviegen": {"prompts": 128, "seconds": [30.0], "keep": 0},
 }
+OF_REAL = ("prompts_file", "preset", "vbench_results", "vbench_python")  # options of theirs alone
 # The same candidates without the search, for the scaling law.
 SCALING_BASELINE = ("best-of-n[1x2]", "best-of-n", "best-of-n[2x4]", "best-of-n[4x4]")
 
@@ -46,6 +47,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name, value in usual.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    own = [name for name in OF_REAL if getattr(args, name)]
+    if own and args.world in WORLDS and args.world not in REAL:
+        parser.error(f"--{own[0].replace('_', '-')}: is of the worlds {' and '.join(REAL)}")
     args.methods = methods(args)
     for name in ("prompts", "seeds", "workers", "batch"):
         value = getattr(args, name)

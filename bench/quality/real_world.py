@@ -9,6 +9,7 @@ Legend: T frames of a video, H x W pixels.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 import sys
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from runtime.bench.quality.naming import file_name
@@ -118,6 +120,9 @@ class RealWorld:
 
     def finish(self, rows: Sequence[Row]) -> list[Row]:
         """The rows with VBench's columns, as far as VBench has scored; ``notes`` say what is missing and how to get it."""
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # VBench is another process, and wants memory of the same GPU
         complete, notes = self.scoring.complete(rows)
         self.notes = tuple(notes)
         return complete

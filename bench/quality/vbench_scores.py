@@ -56,9 +56,8 @@ class Scoring:
             told = self._ask(place, names)
             found = read_results(self._results(place, alone=len(groups) == 1), names)
             told += [*found.notes, *self._lacking(names, found)]
+            told += self._advice(place, names, found)
             notes += [f"{method}, {seconds:g} s: {note}" for note in told]
-            if len(found.folder) < len(self._asked(names)):
-                notes += self._advice(place, names, found)
             for name, row in names.items():
                 scores = {**row.scores, **found.videos.get(name, {})}
                 done[row.key] = replace(row, scores=scores)
@@ -129,12 +128,17 @@ class Scoring:
     def _advice(self, place: Folder, names: Names, found: Results) -> list[str]:
         """What is not scored at all, why, and the commands that would."""
         left = [d for d in self._asked(names) if COLUMN_OF[d] not in found.folder]
+        if not left:
+            return []
         columns = ", ".join(COLUMN_OF[dimension] for dimension in left)
         why = vbench_tool.missing(place.long, self.python)
-        reason = f", for {why} ({vbench_tool.INSTALL[place.long]})" if why else ""
+        reason = (
+            f": {why}. Install it ({vbench_tool.INSTALL[place.long]}), or run" if why else ". Run"
+        )
+        are = "is" if len(left) == 1 else "are"
         commands = vbench_tool.by_hand(place, left, self.python)
         return [
-            f"{place.videos.name}, {place.videos.parent.name}: {columns} not scored{reason}. Run VBench on the videos by hand:\n"
+            f"{columns} {are} not scored{reason} VBench on the videos by hand:\n"
             f"```\n{commands}\n```\n"
             "and then this command again, with --tables-only; --vbench-results DIR reads results that lie elsewhere"
         ]

@@ -64,13 +64,10 @@ def command(folder: Folder, dimension: str, python: str) -> list[str]:
 
 
 def by_hand(folder: Folder, dimensions: Sequence[str], python: str) -> str:
-    """The commands for a shell, each in the folder that its result is looked for in."""
-    lines = []
-    for dimension in dimensions:
-        target = shlex.quote(str(folder.results / dimension))
-        words = shlex.join(command(folder, dimension, python))
-        lines.append(f"mkdir -p {target} && (cd {target} && {words})")
-    return "\n".join(lines)
+    """A line for a shell that runs each command in the folder in which its result is looked for."""
+    results = shlex.quote(str(folder.results))
+    words = shlex.join(command(folder, "$d", python)).replace("'$d'", "$d")
+    return f"for d in {' '.join(dimensions)}; do mkdir -p {results}/$d && (cd {results}/$d && {words}); done"
 
 
 def script(python: str) -> str | None:
