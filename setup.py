@@ -28,7 +28,7 @@ PACKAGE_DATA = {
         "rewards/**/*.json",
     ],
     "runtime.kernels": ["tuned/*.json"],
-    "runtime.bench": ["report.css"],
+    "runtime.bench": ["report.css", "quality/prompts/*.txt"],
 }
 
 

@@ -14,6 +14,8 @@ RIGHT = (
     "All right"  # of the sprites world only: share of videos that show all that the caption says
 )
 
+SPAN = 48  # frames of one value in ``Row.over_time``: three seconds
+
 
 @dataclass(frozen=True, slots=True)
 class Key:

@@ -91,7 +91,11 @@ def check_clip(frames: Tensor, caption: Caption) -> Verdict:
 
     Where a short clip leaves several motions open, or an outline two shapes, the caption gets the benefit of the doubt.
     """
-    found = track(frames)
+    return check_track(track(frames), caption)
+
+
+def check_track(found: Track, caption: Caption) -> Verdict:
+    """``check_clip`` of frames that have been measured already."""
     present = found.present
     overlaps, radius_ids = fit_shapes(found.masks)  # [T, S] each
     best = overlaps.max(1)
