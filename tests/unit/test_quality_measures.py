@@ -203,7 +203,9 @@ def test_bytes_score_as_floats_do():
 
 
 def test_one_frame_can_be_measured():
-    assert all(0 <= value <= 1 for value in measure(render(STAR, 1), STAR.caption).scores().values())
+    assert all(
+        0 <= value <= 1 for value in measure(render(STAR, 1), STAR.caption).scores().values()
+    )
 
 
 def test_scores_of_no_frames_are_refused():
@@ -230,7 +232,9 @@ def imported(module):
         seen.add(name)
         parts = name.split(".")[1:]
         path = ROOT.joinpath(*(parts if parts[0] == "bench" else ["runtime", *parts]))
-        source = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
+        source = (
+            path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
+        )
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
