@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.bench.quality import curves, report_tables, report_why, tables
+from runtime.bench.quality import curves, report_paper, report_tables, report_why, tables
 from runtime.bench.quality import report_figures as figures
 from runtime.bench.quality.curves import of_length
 from runtime.bench.quality.row import Row
@@ -39,8 +39,11 @@ def page(folder: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
         raise ValueError(f"report: want at least one row, got none in {folder}; run the comparison")
     # Sweeps are made on prompts of their own; they are no result, and stand in figures of their own.
     held = [row for row in rows if not row.key.world.endswith(f"-{TUNING}")] or rows
+    made = _tables(rows)
+    worlds = sorted({row.key.world for row in held})
     parts = {
-        "tables": report_tables.sections(_tables(held), _tables(rows)),
+        "tables": report_tables.sections({w: made[w] for w in worlds}, made),
+        "the paper's rows": report_paper.section({w: made[w] for w in worlds}),
         "strips": figures.strips(folder, held),
         "the scaling law": figures.each(held, figures.scaling),
         "drift over time": figures.each(held, figures.drift),
@@ -97,7 +100,7 @@ def _introduction(rows: Sequence[Row], facts: Mapping[str, Any], missing: Sequen
             "Subject to Aesthetic and All right are measured on the frames and steer no method. VQ, MQ and TA are the "
             "learned video reward, which searches do steer by: a gain there alone is no proof.",
         ),
-        ("Videos", f"{len(rows):,}: {lengths}; {len(prompts)} prompts, {len(seeds)} seeds"),
+        ("Videos", f"{len(rows):,}: {lengths}; {_many(prompts, 'prompt')}, {_many(seeds, 'seed')}"),
         *((name.capitalize(), found[name]) for name in ("commit", "device") if found.get(name)),
     ]
     cells = [f"<dt>{esc(name)}</dt><dd>{esc(words)}</dd>" for name, words in lines]
@@ -105,6 +108,10 @@ def _introduction(rows: Sequence[Row], facts: Mapping[str, Any], missing: Sequen
         words = f"{', '.join(missing)}: no rows or files for them in this run"
         cells.append(f'<dt>Not here</dt><dd class="missing">{esc(words)}</dd>')
     return f"<dl>{''.join(cells)}</dl>"
+
+
+def _many(found: set[int], name: str) -> str:
+    return f"{len(found)} {name}{'' if len(found) == 1 else 's'}"
 
 
 def _made_by(facts: Mapping[str, Any]) -> str:

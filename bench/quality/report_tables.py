@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from runtime.bench.quality import tables
 from runtime.bench.quality.methods import TABLES
 from runtime.bench.quality.row import MEASURED, REWARDED, RIGHT
-from runtime.bench.quality.stats import BETTER, NO_DIFFERENCE, TOO_FEW, WORSE
+from runtime.bench.quality.stats import BETTER, NO_DIFFERENCE, TOO_FEW, WORSE, Comparison
 from runtime.bench.quality.tables import COSTS, Line, Made
 from runtime.bench.report_svg import esc
 
@@ -53,9 +53,16 @@ def _glance(line: Line, column: str) -> str:
     found = line.against.get(column)
     if found is None or not found.difference.prompts:
         return tables.NOT_MEASURED
-    size = tables.difference(found, column).partition(" ")[0]
     style = STYLES.get(found.word, "same")
-    return f'<span class="{style}">{esc(size)} {esc(tables.MARKS[found.word])}</span>'
+    return f'<span class="{style}">{esc(difference_of(found, column))} {esc(tables.MARKS[found.word])}</span>'
+
+
+def difference_of(found: Comparison, column: str) -> str:
+    """The mean difference as tables show it; one that is not zero but would be rounded to it as a power of ten."""
+    mean = found.difference.mean
+    if mean and column != RIGHT and abs(mean) < 0.0005:
+        return f"{mean:+.0e}"
+    return tables.difference(found, column).partition(" ")[0]
 
 
 def _counted(line: Line, columns: Sequence[str]) -> str:
@@ -124,8 +131,6 @@ def _name(line: Line) -> str:
 
 
 def _head(column: str) -> str:
-    if column == RIGHT:
-        return "All right, %"
     return f"{column} *" if column in REWARDED else column
 
 
@@ -135,7 +140,10 @@ def _score(line: Line, column: str) -> str:
     if column not in line.against:
         return mean
     found = line.against[column]
-    size, _, interval = tables.difference(found, column).partition(" ")
+    size, interval = (
+        difference_of(found, column),
+        tables.difference(found, column).partition(" ")[2],
+    )
     interval = interval.strip("()").replace(" to ", ", ")
     if column != RIGHT:
         interval = re.sub(r"(?<=[+-])0(?=\.)", "", interval)  # +.027, for nine columns must fit
