@@ -78,6 +78,7 @@ def wished(args: Any) -> Wishes:
         changes=changes(args),
         vbench_results=args.vbench_results,
         vbench_python=args.vbench_python,
+        vbench_long=args.vbench_long,
         look_only=args.tables_only,
     )
 

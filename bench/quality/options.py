@@ -24,7 +24,13 @@ REAL = {
     "vbench": {"prompts": 946, "seconds": [5.0], "keep": 0},
     "moviegen": {"prompts": 128, "seconds": [30.0], "keep": 0},
 }
-OF_REAL = ("prompts_file", "preset", "vbench_results", "vbench_python")  # options of theirs alone
+OF_REAL = (
+    "prompts_file",
+    "preset",
+    "vbench_results",
+    "vbench_python",
+    "vbench_long",
+)  # options of theirs alone
 # The same candidates without the search, for the scaling law.
 SCALING_BASELINE = ("best-of-n[1x2]", "best-of-n", "best-of-n[2x4]", "best-of-n[4x4]")
 
@@ -116,6 +122,8 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     add("--vbench-results", type=Path, metavar="DIR", help=text)
     text = "of the other worlds: Python of the environment that VBench is installed in (default: this one)"
     add("--vbench-python", default="", metavar="FILE", help=text)
+    text = "of the other worlds: VBench's long mode for videos of five seconds, too"
+    add("--vbench-long", action="store_true", help=text)
     add("--tables-only", action="store_true", help="make nothing; tables of what is there")
     add("--debug", action="store_true", help="show the traceback of an error")
 

@@ -16,34 +16,26 @@ MOST_DIMENSIONS = 32  # VBench has 16
 
 @dataclass(frozen=True, slots=True)
 class PromptList:
-    """Prompts in the file's order, and of VBench's suite what each of them is there to measure."""
+    """Prompts in the file's order, each once, and of VBench's suite what each of them is there to measure."""
 
     texts: tuple[str, ...]
+    places: tuple[int, ...]  # of each prompt among the file's entries, where it stands first
+    entries: int  # of the file; VBench's 946 hold two prompts twice
     dimensions: tuple[frozenset[str], ...] = ()  # of each prompt; (): every prompt is for all
     full_info: Path | None = None  # VBench's own file, where the prompts came from it
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
     @property
     def standard(self) -> bool:
         """They are VBench's suite: each of its dimensions has prompts of its own."""
         return self.full_info is not None
 
-    def first(self, count: int) -> PromptList:
-        """The first ``count`` of them. ValueError where the file has fewer, or one of them twice."""
-        if not 1 <= count <= len(self):
+    def first(self, count: int) -> list[str]:
+        """The prompts of the file's first ``count`` entries. ValueError where it has fewer."""
+        if not 1 <= count <= self.entries:
             raise ValueError(
-                f"--prompts: want 1 to {len(self)}, all that the file has, got {count}"
+                f"--prompts: want 1 to {self.entries}, all that the file has, got {count}"
             )
-        seen: dict[str, int] = {}
-        for number, text in enumerate(self.texts[:count], 1):
-            if seen.setdefault(text, number) != number:
-                raise ValueError(
-                    f"{OPTION}: prompt {number} is prompt {seen[text]} again, and its videos would take the other's "
-                    f"place: {text[:60]!r}; leave one out"
-                )
-        return PromptList(self.texts[:count], self.dimensions[:count], self.full_info)
+        return [text for text, place in zip(self.texts, self.places, strict=True) if place < count]
 
     def asks(self, index: int, dimension: str) -> bool:
         """Whether prompt ``index`` is there to measure ``dimension``."""
@@ -61,12 +53,15 @@ def read_prompt_file(path: Path) -> PromptList:
     ]
     if not 1 <= len(texts) <= MOST_PROMPTS:
         raise ValueError(f"{OPTION}: want 1 to {MOST_PROMPTS} prompts, got {len(texts)}: {path}")
-    return PromptList(tuple(texts))
+    first = {text: place for place, text in reversed(list(enumerate(texts)))}
+    once = sorted(first, key=first.__getitem__)
+    return PromptList(tuple(once), tuple(first[text] for text in once), len(texts))
 
 
 def _full_info(path: Path) -> PromptList:
     entries = _json_list(path)
     found: dict[str, frozenset[str]] = {}
+    places: dict[str, int] = {}
     for number, entry in enumerate(entries, 1):
         where = f"{OPTION}: {path}: entry {number}"
         prompt = entry.get("prompt_en") if isinstance(entry, dict) else None
@@ -80,8 +75,12 @@ def _full_info(path: Path) -> PromptList:
         if not all(isinstance(name, str) for name in names):
             raise ValueError(f'{where}: want names in its "dimension", got {_short(names)}')
         text = checked(prompt, where)
+        places.setdefault(text, number - 1)
         found[text] = found.get(text, frozenset()) | frozenset(names)
-    return PromptList(tuple(found), tuple(found.values()), path.resolve())
+    dimensions = tuple(found.values())
+    return PromptList(
+        tuple(found), tuple(places.values()), len(entries), dimensions, path.resolve()
+    )
 
 
 def _json_list(path: Path) -> list[Any]:

@@ -74,7 +74,7 @@ class RealWorld:
         return f"{asked}-{hashlib.sha256(told).hexdigest()[:12]}"
 
     def texts(self, count: int) -> list[str]:
-        texts = list(self.listed.first(count).texts)
+        texts = self.listed.first(count)
         if self.listed.standard:
             for text in texts:  # before anything is made
                 file_name(text, 0, exact=True)
@@ -91,7 +91,10 @@ class RealWorld:
     def scoring(self) -> Scoring:
         wishes = self.wishes
         python = wishes.vbench_python or sys.executable
-        return Scoring(wishes.folder, self.listed, wishes.vbench_results, python, wishes.look_only)
+        always_long, look_only = wishes.vbench_long, wishes.look_only
+        return Scoring(
+            wishes.folder, self.listed, wishes.vbench_results, python, always_long, look_only
+        )
 
     def file(self, frames: Tensor, key: Key, text: str, fps: int) -> None:
         """Keep the video under the name that VBench looks it up by."""

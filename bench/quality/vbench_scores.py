@@ -29,13 +29,14 @@ class Scoring:
     listed: PromptList
     given: Path | None  # results that are there already; VBench is not called then
     python: str  # of the environment that VBench is installed in
+    always_long: bool = False  # its long mode for short videos, too
     look_only: bool = False  # VBench is not called at all
 
     def place(self, seconds: float, method: str) -> Folder:
         """Where the videos of a method lie, and where VBench's results go."""
         videos = naming.video_folder(self.folder, seconds, method)
         results = self.folder / RESULTS / videos.parent.name / videos.name
-        long = seconds > vbench_tool.LONG_FROM_SECONDS
+        long = self.always_long or seconds > vbench_tool.LONG_FROM_SECONDS
         return Folder(videos.absolute(), results.absolute(), long, self.listed.full_info)
 
     def name(self, key: Key, text: str) -> str:

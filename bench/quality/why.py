@@ -30,15 +30,25 @@ from runtime.settings import Settings
 
 
 def diagnose(settings: Settings, plan: Plan, prompts: int) -> tuple[dict[str, Any], Found]:
-    """Make and judge everything: the report, plain values as JSON has them, and what it was counted from."""
+    """Make and judge everything: the report, plain values as JSON has them, and what it was counted from.
+
+    An interrupt ends it after the prompts that are finished.
+    """
     captions = tuning(prompts)
     began, runs, found = time.perf_counter(), Runs(settings, plan), Found()
-    for number, caption in enumerate(captions):
-        runs.prompt(number, caption, found)
-        _progress(number + 1, prompts, time.perf_counter() - began)
+    done = 0
+    try:
+        for caption in captions:
+            found.extend(runs.prompt(done, caption))
+            done += 1
+            _progress(done, prompts, time.perf_counter() - began)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        print(f"\nstopped: what follows is about {done} of {prompts} prompts", file=sys.stderr)
     about = {
-        "prompts": prompts,
-        "captions": [caption.text for caption in captions],
+        "prompts": done,
+        "captions": [caption.text for caption in captions[:done]],
         "seconds": settings.seconds,
         "seed": settings.search.seed,
         "candidates": len(found.seen),

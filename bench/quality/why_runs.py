@@ -47,6 +47,12 @@ class Found:
     def add(self, method: str, shows: Mapping[str, float]) -> None:
         self.videos.setdefault(method, []).append(shows)
 
+    def extend(self, other: Found) -> None:
+        """With all that ``other`` found, which is about other prompts."""
+        self.seen += other.seen
+        for method, videos in other.videos.items():
+            self.videos.setdefault(method, []).extend(videos)
+
 
 class Runs:
     """Three engines on one generator: the search as it is set, the same steered by the judge, and plain walks."""
@@ -62,13 +68,15 @@ class Runs:
         self.oracle = Engine(settings, with_oracle(parts))
         self.walks = walking(settings, parts, plan.walks, plan.probed, plan.probes)
 
-    def prompt(self, number: int, caption: Caption, found: Found) -> None:
+    def prompt(self, number: int, caption: Caption) -> Found:
         """Everything about one caption."""
+        found = Found()
         seen, videos = watched(self.search, number, caption, "search")
         found.seen += seen
         found.add("stream-t1", judge(videos, caption))
         found.add("oracle", judge(shown(self.oracle, caption), caption))
         self._walk(number, caption, found)
+        return found
 
     def _walk(self, number: int, caption: Caption, found: Found) -> None:
         seen: list[Seen] = []

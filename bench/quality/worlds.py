@@ -39,6 +39,7 @@ class Wishes:
         None  # what VBench wrote elsewhere; None: it is asked, or looked for in ``folder``
     )
     vbench_python: str = ""  # of the environment that VBench is installed in; "": this one
+    vbench_long: bool = False  # its long mode for short videos, too
     look_only: bool = False  # nobody else's tools are called; what they wrote is read
 
 

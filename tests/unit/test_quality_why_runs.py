@@ -11,6 +11,7 @@ from runtime.bench.quality import why
 from runtime.bench.quality.prompts import held_out
 from runtime.bench.quality.why_judge import MEASURES, TOTAL, Sight, judge, judge_chunk, tracked
 from runtime.bench.quality.why_oracle import VIDEO_SCALE, with_oracle
+from runtime.bench.quality.why_runs import Found, Plan
 from runtime.bench.quality.why_text import page
 from runtime.bench.quality.why_walks import is_probe, walking
 from runtime.bench.sprites.world import Caption, Scene, render
@@ -183,3 +184,26 @@ def test_a_wrong_wish_is_told_in_a_sentence(words, sentence, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["why", *words])
     assert why.main() == 2
     assert sentence in capsys.readouterr().err
+
+
+class Impatient:
+    """Runs whose second prompt is interrupted halfway."""
+
+    search = tiny_engine(1)
+
+    def __init__(self, settings, plan):
+        pass
+
+    def prompt(self, number, caption):
+        if number:
+            raise KeyboardInterrupt
+        shows = dict.fromkeys(MEASURES, 0.5)
+        return Found([], {"single": [shows], "oracle": [shows], "stream-t1": [shows]})
+
+
+def test_an_interrupt_reports_the_prompts_that_are_finished(monkeypatch, capsys):
+    monkeypatch.setattr(why, "Runs", Impatient)
+    report, found = why.diagnose(Impatient.search.settings, Plan(), 3)
+    assert report["about"]["prompts"] == len(report["about"]["captions"]) == 1
+    assert len(found.videos["oracle"]) == 1
+    assert "1 of 3 prompts" in capsys.readouterr().err
