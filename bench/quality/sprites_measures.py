@@ -94,7 +94,7 @@ def measure(frames: Tensor, caption: Caption, found: Track | None = None) -> Mea
     """
     if frames.dtype == torch.uint8:
         frames = frames.float() / 255
-    frames = frames.detach().float().cpu()
+    frames = frames.detach().float().cpu().contiguous()  # torch's median of an expanded one is NaN
     found = track(frames) if found is None else found
     overlaps, radii = fit_shapes(found.masks)  # [T, S] each
     columns = (
@@ -104,11 +104,10 @@ def measure(frames: Tensor, caption: Caption, found: Track | None = None) -> Mea
         _imaging(frames, found, overlaps, radii),
         _aesthetic(found, overlaps),
     )
-    seen = found.present.double()
     whole = (column.double() for column in columns)
     return Measured(
         {
-            name: column if name == "Background" else column * seen
+            name: column if name == "Background" else column.where(found.present, 0.0)
             for name, column in zip(MEASURED, whole, strict=True)
         }
     )
