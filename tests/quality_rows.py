@@ -58,7 +58,7 @@ def rows(
 
 
 def everything() -> list[Row]:
-    """All tables' methods at both lengths, the scaling law and every sweep at five seconds."""
-    swept = dict.fromkeys(m for sweep in SWEEPS.values() for m in sweep.methods)
-    short = dict.fromkeys((*METHODS, *SCALING, "best-of-n[4x4]", *swept))
-    return rows(list(short)) + rows(list(METHODS), seconds=(30.0,))
+    """All tables' methods at both lengths, the scaling law and two sweeps at five seconds."""
+    swept = [m for name in ("noise.beta", "memory.ema_alpha") for m in SWEEPS[name].methods]
+    short = dict.fromkeys((*METHODS, *SCALING, "stream-t1[8x2]", "best-of-n[4x4]", *swept))
+    return rows(list(short), 8, 1) + rows(list(METHODS), 8, 1, (30.0,))

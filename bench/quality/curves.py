@@ -14,7 +14,7 @@ from typing import Any
 from runtime.bench.quality.methods import METHODS, SCALING, named
 from runtime.bench.quality.row import COLUMNS, RIGHT, SPAN, Row
 from runtime.bench.quality.stats import bootstrap
-from runtime.bench.quality.sweeps import Sweep, place
+from runtime.bench.quality.sweeps import BASE, Sweep, place
 from runtime.settings import Settings
 
 Read = Callable[[Row], float]
@@ -203,18 +203,16 @@ def _span(column: str, span: int, change: bool) -> Read:
 
 
 def sweep(rows: Iterable[Row], of: Sweep, column: str) -> Series | None:
-    """A column over the values of one setting; None with fewer than two of them."""
-    points: dict[float, Point] = {}
+    """The difference that each value of one setting makes to the default's videos; None without the default or with it alone."""
+    at: dict[float, list[Row]] = {}
     for method, mine in of_method(rows).items():
         x = place(method, of)
-        if x is None or x in points:
-            continue
-        found = point(x, mine, score(column), name=method, chosen=x == float(of.default))
-        if found:
-            points[x] = found
-    if len(points) < 2:
-        return None
-    return Series("stream-t1", tuple(points[x] for x in sorted(points)))
+        if x is not None:
+            at.setdefault(x, mine)  # names come sorted, the default's plain one first
+    read = over(score(column), at.get(float(of.default), ()))
+    found = [point(x, at[x], read, chosen=x == float(of.default)) for x in sorted(at)]
+    points = tuple(p for p in found if p is not None)
+    return Series(BASE, points) if len(points) > 1 else None
 
 
 def lengths(rows: Iterable[Row]) -> list[tuple[str, float]]:

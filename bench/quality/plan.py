@@ -12,6 +12,8 @@ from runtime.bench.quality.row import Key, Row
 from runtime.bench.quality.worlds import Wishes
 from runtime.settings import Settings
 
+COLD = 3.0  # times the work that decoding every window from its beginning makes of a candidate
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -107,8 +109,11 @@ def under_all_names(plan: Plan, rows: Sequence[Row]) -> list[Row]:
 
 
 def weight(plan: Plan, job: Job) -> float:
-    """How long a batch takes, on no particular scale: for the time that is left."""
-    search = plan.settings(job.method, job.seconds).search
+    """About how long a batch takes, on no particular scale: for the time that is left."""
+    settings = plan.settings(job.method, job.seconds)
+    search = settings.search
     alone = search.policy == "single" or not search.pruning
-    rows = 1 if alone else search.histories * search.expansions
+    rows = 1.0 if alone else search.histories * search.expansions
+    if settings.released or settings.run.schedule == "released":
+        rows *= COLD
     return (rows + 1.0) * job.seconds * len(job.prompts)

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.bench.quality import curves, report_tables, report_why, tables
+from runtime.bench.quality import curves, report_paper, report_tables, report_why, tables
 from runtime.bench.quality import report_figures as figures
 from runtime.bench.quality.curves import of_length
 from runtime.bench.quality.row import Row
-from runtime.bench.quality.store import read
+from runtime.bench.quality.store import TUNING, read, tuning_rows
 from runtime.bench.report_svg import count, esc
 
 STYLE = Path(__file__).parents[1] / "report.css"
@@ -37,17 +37,17 @@ def page(folder: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     """The whole page."""
     if not rows:
         raise ValueError(f"report: want at least one row, got none in {folder}; run the comparison")
-    made = [
-        table
-        for world in sorted({row.key.world for row in rows})
-        for table in tables.make([row for row in rows if row.key.world == world])
-    ]
+    # Sweeps are made on prompts of their own; they are no result, and stand in figures of their own.
+    held = [row for row in rows if not row.key.world.endswith(f"-{TUNING}")] or rows
+    made = _tables(rows)
+    worlds = sorted({row.key.world for row in held})
     parts = {
-        "tables": report_tables.outcome(made) + report_tables.sections(made),
-        "strips": figures.strips(folder, rows),
-        "the scaling law": figures.each(rows, figures.scaling),
-        "drift over time": figures.each(rows, figures.drift),
-        "route maps": figures.each(rows, figures.routes),
+        "tables": report_tables.sections({w: made[w] for w in worlds}, made),
+        "the paper's rows": report_paper.section({w: made[w] for w in worlds}),
+        "strips": figures.strips(folder, held),
+        "the scaling law": figures.each(held, figures.scaling),
+        "drift over time": figures.each(held, figures.drift),
+        "route maps": figures.each(held, figures.routes),
         "sweeps": figures.each(rows, figures.sweeps),
         "diagnosis": report_why.section(folder),
     }
@@ -69,6 +69,12 @@ def page(folder: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
         f"<title>{heading}</title>\n<style>\n{style}</style></head>\n<body><main>\n{body}"
         "\n</main></body></html>\n"
     )
+
+
+def _tables(rows: Sequence[Row]) -> dict[str, list[tables.Made]]:
+    """World -> its tables."""
+    worlds = sorted({row.key.world for row in rows})
+    return {w: tables.make([row for row in rows if row.key.world == w]) for w in worlds}
 
 
 def _introduction(rows: Sequence[Row], facts: Mapping[str, Any], missing: Sequence[str]) -> str:
@@ -94,7 +100,7 @@ def _introduction(rows: Sequence[Row], facts: Mapping[str, Any], missing: Sequen
             "Subject to Aesthetic and All right are measured on the frames and steer no method. VQ, MQ and TA are the "
             "learned video reward, which searches do steer by: a gain there alone is no proof.",
         ),
-        ("Videos", f"{len(rows):,}: {lengths}; {len(prompts)} prompts, {len(seeds)} seeds"),
+        ("Videos", f"{len(rows):,}: {lengths}; {_many(prompts, 'prompt')}, {_many(seeds, 'seed')}"),
         *((name.capitalize(), found[name]) for name in ("commit", "device") if found.get(name)),
     ]
     cells = [f"<dt>{esc(name)}</dt><dd>{esc(words)}</dd>" for name, words in lines]
@@ -102,6 +108,10 @@ def _introduction(rows: Sequence[Row], facts: Mapping[str, Any], missing: Sequen
         words = f"{', '.join(missing)}: no rows or files for them in this run"
         cells.append(f'<dt>Not here</dt><dd class="missing">{esc(words)}</dd>')
     return f"<dl>{''.join(cells)}</dl>"
+
+
+def _many(found: set[int], name: str) -> str:
+    return f"{len(found)} {name}{'' if len(found) == 1 else 's'}"
 
 
 def _made_by(facts: Mapping[str, Any]) -> str:
@@ -143,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         facts, rows = read(args.folder)
-        write(args.folder, rows, facts, args.output)
+        write(args.folder, [*rows, *tuning_rows(args.folder)], facts, args.output)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -25,9 +25,7 @@ DRIFTS = {  # heading -> the methods of one figure
         "no-pruning",
     ),
 }
-BAND = (
-    "The band is the 95 % bootstrap interval of the mean over prompts; axes do not start at zero."
-)
+BAND = "The band is the 95 % interval, bootstrapped over prompts."
 
 
 def section(heading: str, hint: str, *bodies: str) -> str:
@@ -56,11 +54,12 @@ def _panels(drawn: Sequence[tuple[str, str]], small: bool = False) -> str:
     return f'<div class="{style}">{"".join(figures)}</div>' if figures else ""
 
 
-def _split(drawn: Sequence[tuple[str, str]]) -> str:
+def _split(drawn: Sequence[tuple[str, str]], small: bool = False) -> str:
     """What is measured in full view, the reward's own columns folded away."""
-    own = [(name, picture) for name, picture in drawn if name in REWARDED]
-    return _panels([pair for pair in drawn if pair not in own]) + folded(
-        f"{', '.join(name for name, _ in own)}: the reward's own columns", _panels(own)
+    own = [(name, picture) for name, picture in drawn if name in REWARDED and picture]
+    rest = [(name, picture) for name, picture in drawn if name not in REWARDED]
+    return _panels(rest, small) + folded(
+        f"{', '.join(name for name, _ in own)}: the reward's own columns", _panels(own, small)
     )
 
 
@@ -83,7 +82,7 @@ def scaling(rows: Sequence[Row], length: str) -> str:
         report_lines.legend(methods),
         _split([(name, scaling_chart(rows, name, gain)) for name in names]),
         folded(
-            "The levels themselves; their bands are wide, for prompts differ more than methods",
+            "The levels themselves; their bands are wide, for prompts differ more than methods; axes do not start at zero",
             _panels([(name, scaling_chart(rows, name)) for name in names]),
         ),
         folded(
@@ -118,7 +117,10 @@ def drift(rows: Sequence[Row], length: str) -> str:
             f"<h3>{esc(heading)}</h3>",
             report_lines.legend(methods),
             _split([(name, drift_chart(mine, name, change=True)) for name in names]),
-            folded("The levels themselves", _panels([(n, drift_chart(mine, n)) for n in names])),
+            folded(
+                "The levels themselves; axes do not start at zero",
+                _panels([(n, drift_chart(mine, n)) for n in names]),
+            ),
         ]
     return section(
         f"Drift over time ({length})",
@@ -157,7 +159,7 @@ def sweeps(rows: Sequence[Row], length: str) -> str:
     bodies = []
     for sweep in SWEEPS.values():
         drawn = [(name, sweep_chart(rows, sweep.setting, name)) for name in names]
-        panels = _panels(drawn, small=True)
+        panels = _split(drawn, small=True)
         if panels:
             bodies.append(
                 f"<h3>{esc(sweep.symbol)}: {esc(sweep.meaning)} "
@@ -165,7 +167,8 @@ def sweeps(rows: Sequence[Row], length: str) -> str:
             )
     return section(
         f"One setting at a time ({length})",
-        f"Stream-T1 with one setting changed; the ring is the default. Values stand at even distances. {BAND}",
+        "Stream-T1 with one setting changed. Shown is the difference to the default's video of the same prompt and seed; the "
+        f"ring is the default, above zero is better. Values stand at even distances. {BAND}",
         *bodies,
     )
 
@@ -176,7 +179,7 @@ def sweep_chart(rows: Sequence[Row], setting: str, column: str) -> str:
     if series is None:
         return ""
     even, ticks = curves.evenly(series)
-    frame = Frame(column, setting, ticks, width=320, height=170, names=False)
+    frame = Frame(column, setting, ticks, width=320, height=170, names=False, zero=True)
     return report_lines.chart([even], frame)
 
 

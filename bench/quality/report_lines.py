@@ -115,15 +115,15 @@ def tick_text(value: float, ticks: Sequence[float]) -> str:
 
 
 def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """``heights`` moved as little as it takes to be ``gap`` apart and, if there is room, within ``low`` to ``high``."""
+    """``heights`` moved until they are ``gap`` apart, in the same order, and within ``low`` to ``high`` if there is room."""
+    order = sorted(range(len(heights)), key=lambda place: heights[place])
     placed = pen.apart(heights, gap)
-    over = max(placed, default=high) - high
-    if over <= 0:
-        return placed
-    # Push up from the bottom: mirrored, it is the same task.
-    up = pen.apart([-min(height, high) for height in placed], gap)
-    moved = [-height for height in up]
-    return moved if min(moved) >= low else [h - over / 2 for h in placed]
+    limit = high
+    for place in reversed(order):
+        placed[place] = min(placed[place], limit)
+        limit = placed[place] - gap
+    over = max(0.0, low - limit - gap) / 2  # too many: they stand out above and below alike
+    return [height + over for height in placed]
 
 
 def _x_scale(low: float, high: float, span: tuple[float, float], log: bool) -> pen.Scale:

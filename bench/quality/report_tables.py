@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from runtime.bench.quality import tables
 from runtime.bench.quality.methods import TABLES
 from runtime.bench.quality.row import MEASURED, REWARDED, RIGHT
-from runtime.bench.quality.stats import BETTER, NO_DIFFERENCE, TOO_FEW, WORSE
+from runtime.bench.quality.stats import BETTER, NO_DIFFERENCE, TOO_FEW, WORSE, Comparison
 from runtime.bench.quality.tables import COSTS, Line, Made
 from runtime.bench.report_svg import esc
 
 STYLES = {BETTER: "better", WORSE: "worse"}
+Tables = Mapping[str, Sequence[Made]]  # world -> its tables
 SWEEP = "Sweep of"  # begins the title of a sweep's table; the figures of sweeps say more
 
 
@@ -52,9 +53,16 @@ def _glance(line: Line, column: str) -> str:
     found = line.against.get(column)
     if found is None or not found.difference.prompts:
         return tables.NOT_MEASURED
-    size = tables.difference(found, column).partition(" ")[0]
     style = STYLES.get(found.word, "same")
-    return f'<span class="{style}">{esc(size)} {esc(tables.MARKS[found.word])}</span>'
+    return f'<span class="{style}">{esc(difference_of(found, column))} {esc(tables.MARKS[found.word])}</span>'
+
+
+def difference_of(found: Comparison, column: str) -> str:
+    """The mean difference as tables show it; one that is not zero but would be rounded to it as a power of ten."""
+    mean = found.difference.mean
+    if mean and column != RIGHT and abs(mean) < 0.0005:
+        return f"{mean:+.0e}"
+    return tables.difference(found, column).partition(" ")[0]
 
 
 def _counted(line: Line, columns: Sequence[str]) -> str:
@@ -68,22 +76,29 @@ def _counted(line: Line, columns: Sequence[str]) -> str:
     return f"better in {better}, worse in {worse} of {len(words)}"
 
 
-def sections(made: Sequence[Made]) -> str:
-    """A section per table, sweeps folded away: scores, costs, and every difference with its interval. HTML."""
-    plain = [table for table in made if not table.title.startswith(SWEEP)]
-    swept = [table for table in made if table.title.startswith(SWEEP)]
-    parts = [f"<section><h2>{esc(_title(table))}</h2>{_body(table)}</section>" for table in plain]
+def sections(held: Tables, every: Tables) -> str:
+    """What came out, a section per table of the ``held`` worlds, and the sweeps' tables of ``every`` world, folded. HTML."""
+    parts = [outcome([table for made in held.values() for table in made])]
+    for world, made in held.items():
+        parts += [
+            f"<section><h2>{esc(_title(table, world))}</h2>{_body(table)}</section>"
+            for table in made
+            if not table.title.startswith(SWEEP)
+        ]
+    swept = [(w, t) for w, made in every.items() for t in made if t.title.startswith(SWEEP)]
     if swept:
-        inner = "".join(f"<h3>{esc(_title(table))}</h3>{_body(table)}" for table in swept)
+        inner = "".join(
+            f"<h3>{esc(_title(table, world))}</h3>{_body(table)}" for world, table in swept
+        )
         parts.append(
             f"<section><h2>Sweeps in numbers</h2><details><summary>{len(swept)} tables</summary>{inner}"
             "</details></section>"
         )
-    return "\n".join(parts)
+    return "\n".join(parts).strip()
 
 
-def _title(made: Made) -> str:
-    return f"{made.title} ({made.seconds:g} s)"
+def _title(made: Made, world: str) -> str:
+    return f"{made.title} ({made.seconds:g} s, {world})"
 
 
 def _body(made: Made) -> str:
@@ -116,8 +131,6 @@ def _name(line: Line) -> str:
 
 
 def _head(column: str) -> str:
-    if column == RIGHT:
-        return "All right, %"
     return f"{column} *" if column in REWARDED else column
 
 
@@ -127,7 +140,10 @@ def _score(line: Line, column: str) -> str:
     if column not in line.against:
         return mean
     found = line.against[column]
-    size, _, interval = tables.difference(found, column).partition(" ")
+    size, interval = (
+        difference_of(found, column),
+        tables.difference(found, column).partition(" ")[2],
+    )
     interval = interval.strip("()").replace(" to ", ", ")
     if column != RIGHT:
         interval = re.sub(r"(?<=[+-])0(?=\.)", "", interval)  # +.027, for nine columns must fit

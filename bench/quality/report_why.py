@@ -12,7 +12,7 @@ from typing import Any
 
 from runtime.bench.quality.report_dots import Dot, dots, legend
 from runtime.bench.quality.report_tables import table_of
-from runtime.bench.report_svg import esc, share
+from runtime.bench.report_svg import WIDTH, esc
 
 FILE = "why.json"
 REWARDS = {
@@ -117,7 +117,7 @@ def _gates(table: Json) -> str:
         + [_number(gate["threshold"]), _percent(gate["above"])]
         for name, gate in table.items()
     ]
-    heads = ["gate", *(share(float(key)) for key in marks), "threshold", "above it"]
+    heads = ["gate", *(f"{float(key):.0%}" for key in marks), "threshold", "above it"]
     return f'<div class="wide">{table_of(heads, cells)}</div>'
 
 
@@ -128,7 +128,7 @@ def _noise(table: Json) -> str:
         "carried": "same history, fresh noise",
     }
     lines = {name: [_dot(row[kind], "r") for kind in kinds] for name, row in table.items()}
-    return legend(list(kinds.values())) + dots(lines, list(kinds.values()), "correlation", 700)
+    return legend(list(kinds.values())) + dots(lines, list(kinds.values()), "correlation", WIDTH)
 
 
 def _drift(table: Json) -> str:

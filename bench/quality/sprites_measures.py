@@ -136,7 +136,7 @@ def _subject(found: Track) -> Tensor:
     kept = _likeness(masks - mask, inks - ink, length)
     steady = torch.ones_like(kept)
     steady[1:] = _likeness(masks.diff(dim=0), inks.diff(dim=0), length) * found.present[:-1]
-    steady[:1] = steady[1:2]
+    steady[0] = steady[min(1, len(steady) - 1)]
     return (kept + steady) / 2
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from runtime.bench.quality.methods import METHODS, SCALING, TABLES, Table, named
+from runtime.bench.quality.methods import SCALING, TABLES, Table, named
 from runtime.bench.quality.row import COLUMNS, RIGHT, Row
 from runtime.bench.quality.stats import (
     BETTER,
@@ -106,7 +106,7 @@ def _more(rows: Rows) -> list[Table]:
 def _equal_compute(anchor: str, rows: Rows) -> Table | None:
     """What else takes about as many passes as ``anchor``: what plain streaming does with that compute."""
     passes = {method: mean([row.cost.passes for row in its]) for method, its in rows.items()}
-    usual = [method for method in METHODS if method in rows]
+    usual = [method for method in TABLES["passive"].methods if method in rows]
     usual += [method for method in rows if _SIZED.fullmatch(method)]
     near = [m for m in usual if abs(passes[m] / passes[anchor] - 1) <= SAME_COMPUTE]
     # Of several names of one method the first stands for all.
@@ -254,20 +254,32 @@ def details(made: Made) -> list[list[str]]:
     ]
 
 
+SHORT = {"Background": "Backgr.", "Aesthetic": "Aesth.", "decoded frames": "frames", "image rewards": "images",
+         "video rewards": "clips", "seconds": "s"}  # fmt: skip
+
+
 def as_text(made: Made) -> str:
-    """A table for the terminal, the differences below it."""
-    above = [made.title, made.about]
-    short = [
-        name.replace("decoded frames", "frames").replace(" rewards", " rew.") for name in head(made)
+    """A table for the terminal, and below it in words how each method differs from the reference."""
+    rows = [head(made), *(cells(line, made) for line in made.lines)]
+    rows[0] = [SHORT.get(name, name) for name in rows[0]]
+    table = _aligned([row[:-1] for row in rows])  # the verdicts stand below
+    parts = [
+        f"{made.title}: {made.about}",
+        *table,
+        *(_words(line, made) for line in made.lines if line.against),
     ]
-    table = _aligned([short, *(cells(line, made) for line in made.lines)])
-    words = []
-    for line in made.lines:
-        for word in (BETTER, WORSE):
-            named_so = [c for c, found in line.against.items() if found.word == word]
-            found = "; ".join(f"{c} {difference(line.against[c], c)}" for c in named_so)
-            words += [f"  {line.label} is {word}: {found}"] if found else []
-    return "\n".join([*above, *table, *words, *([made.note] if made.note else [])])
+    return "\n".join([*parts, *([made.note] if made.note else [])])
+
+
+def _words(line: Line, made: Made) -> str:
+    """A method's verdict, with the columns that make it."""
+    found = [
+        f"{column} {difference(line.against[column], column)}"
+        for word in (BETTER, WORSE)
+        for column in made.columns
+        if line.against[column].word == word
+    ]
+    return f"  {line.label}: {verdict(line, made)}" + (f": {'; '.join(found)}" if found else "")
 
 
 def as_markdown(made: Made) -> str:
@@ -295,13 +307,15 @@ def document(tables: Sequence[Made], facts: str) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines, the first cell to the left and the others to the right of their columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    last = len(widths) - 1
     return [
-        "  ".join(
-            cell.ljust(width) if place in (0, last) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+        " ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
         for row in rows
     ]
 

@@ -51,6 +51,12 @@ def test_every_python_file_is_in_the_wheel(laid_out):
             assert (laid_out / "runtime" / inside / path.relative_to(ROOT / folder)).exists(), path
 
 
+def test_the_prompts_of_the_quality_comparison_are_in_the_wheel(laid_out):
+    prompts = "bench/quality/prompts"
+    found = {path.name for path in (laid_out / "runtime" / prompts).iterdir()}
+    assert found == {path.name for path in (ROOT / prompts).iterdir()} and len(found) == 2
+
+
 def test_root_folders_own_no_top_level_package():
     for folder in ("kernels", "export", "bench"):
         assert not (ROOT / folder / "__init__.py").exists(), (

@@ -8,7 +8,7 @@ import pytest
 from runtime.bench.quality import run as running
 from runtime.bench.quality import worlds
 from runtime.bench.quality.options import QUICK, parse, workers
-from runtime.bench.quality.store import ROWS
+from runtime.bench.quality.store import ROWS, read, tuning_rows
 from tests.quality_world import MeanWorld
 
 main = importlib.import_module("runtime.bench.quality.__main__").main
@@ -69,6 +69,14 @@ def test_rows_of_other_settings_or_prompts_are_refused(tmp_path, capsys, monkeyp
     monkeypatch.setattr(MeanWorld, "texts", lambda self, count: ["a cat", "a dog"][:count])
     assert main(command) == 2
     assert "prompt 0 was 'a red circle' there and is 'a cat' now" in capsys.readouterr().err
+
+
+def test_rows_of_tuning_prompts_are_of_a_world_of_their_own(tmp_path):
+    command = [*SHORT, "--methods", "single", "--split", "tuning", "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert not (tmp_path / ROWS).exists()
+    assert {row.key.world for row in tuning_rows(tmp_path)} == {"mean-tuning"}
+    assert read(tmp_path / "tuning")[0]["prompts"] == "tuning"
 
 
 def test_layout_may_change_between_two_starts(tmp_path):

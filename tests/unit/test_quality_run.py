@@ -152,9 +152,11 @@ def test_models_are_loaded_again_only_for_a_method_with_others(tmp_path, monkeyp
 
 
 def test_time_left_goes_by_candidates_and_length(tmp_path):
-    plan = plan_of(tmp_path, ("single", "no-pruning", "stream-t1"), prompts=2, seeds=(42,))
-    single, alone, search = (weight(plan, job) for job in jobs(plan, ()))
-    assert single == alone < search
+    plan = plan_of(
+        tmp_path, ("single", "no-pruning", "stream-t1", "released"), prompts=2, seeds=(42,)
+    )
+    single, alone, search, cold = (weight(plan, job) for job in jobs(plan, ()))
+    assert single == alone < search < cold
 
 
 @pytest.mark.slow

@@ -6,7 +6,15 @@ import re
 import pytest
 import torch
 
-from runtime.bench.quality.store import ROWS, Store, load_frames, read, save_frames
+from runtime.bench.quality.store import (
+    ROWS,
+    TUNING,
+    Store,
+    load_frames,
+    read,
+    save_frames,
+    tuning_rows,
+)
 from tests.video_row import row
 
 HEADER = {"world": "sprites", "weights": {"sprites": "abc"}, "made": {"commit": "1"}}
@@ -124,3 +132,15 @@ def test_frames_come_back_as_they_went(tmp_path):
 def test_frames_that_were_not_kept_are_told(tmp_path):
     with pytest.raises(ValueError, match="no frames of prompt 7 by single; raise --keep"):
         load_frames(tmp_path, row("single", 7))
+
+
+def test_a_run_on_tuning_prompts_lies_below_and_its_frames_are_found(tmp_path):
+    assert tuning_rows(tmp_path) == []
+    frames = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    one = row("single", 0)
+    written(
+        tmp_path / TUNING,
+        [row("single", 0, file=save_frames(tmp_path / TUNING, one.key, frames)), row("beam", 0)],
+    )
+    kept, bare = tuning_rows(tmp_path)
+    assert torch.equal(load_frames(tmp_path, kept), frames) and bare.file == ""

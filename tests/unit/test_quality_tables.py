@@ -5,7 +5,7 @@ import math
 import pytest
 
 from runtime.bench.quality import tables
-from runtime.bench.quality.row import RIGHT
+from runtime.bench.quality.row import COLUMNS, RIGHT
 from runtime.bench.quality.tables import as_markdown, as_text, cells, details, document, head, make
 from tests.video_row import row
 
@@ -97,10 +97,11 @@ def test_equal_compute_takes_what_is_within_ten_percent_of_the_passes():
         *videos("stream-t1[2x2]", 0.5, passes=100),
         *videos("stream-t1", 0.5, passes=91),
         *videos("beam", 0.5, passes=89),
+        *videos("no-sinking", 0.5, passes=100),
         *videos("best-of-n", 0.5, passes=100),
     ]
     made = by_title(rows)["Equal compute: about 100 passes"]
-    # [2x2] is stream-t1 by another name; what is swept belongs to its sweep
+    # [2x2] is stream-t1 by another name; what is swept or left out has tables of its own
     assert [line.method for line in made.lines] == ["best-of-n", "stream-t1"]
     assert [line.costs["passes"] for line in made.lines] == [100, 91]
 
@@ -155,9 +156,20 @@ def test_shares_are_percentages_and_their_differences_points():
 
 def test_the_terminal_says_by_how_much():
     text = as_text(by_title([*videos("single", 0.5), *videos("stream-t1", 0.6)])["Five seconds"])
-    assert "5 s videos, 12 prompts of 1 seed, against Plain streaming" in text
-    assert "  Stream-T1 is better: VQ +0.100 (+0.099 to +0.101)" in text
-    assert " is worse" not in text
+    assert text.startswith(
+        "Five seconds: 5 s videos, 12 prompts of 1 seed, against Plain streaming"
+    )
+    assert "  Stream-T1: better in 1, worse in 0 of 1: VQ +0.100 (+0.099 to +0.101)" in text
+    lines = text.splitlines()
+    assert len({len(line) for line in lines[1:4]}) == 1  # columns stand below each other
+    assert lines[3].endswith("0.50") and "verdict" not in text.lower()
+
+
+def test_a_full_table_fits_a_wide_terminal():
+    columns = dict.fromkeys((*COLUMNS, RIGHT), 0.5)
+    rows = [row(m, p, columns) for m in ("stream-t1", "no-propagation") for p in range(PROMPTS)]
+    text = as_text(by_title(rows)["What each part is worth"])
+    assert max(map(len, text.splitlines())) <= 130
 
 
 def test_markdown_is_a_table_with_one_width():
