@@ -15,6 +15,7 @@ from runtime.bench.quality.why_runs import Found, Plan
 from runtime.bench.quality.why_text import page
 from runtime.bench.quality.why_walks import is_probe, walking
 from runtime.bench.sprites.world import Caption, Scene, render
+from runtime.settings import Settings
 from runtime.types import Branch, Candidate, ChunkRecord, Clip, Route, Scores, Trajectory
 from tests.tiny import tiny_engine
 
@@ -189,10 +190,8 @@ def test_a_wrong_wish_is_told_in_a_sentence(words, sentence, monkeypatch, capsys
 class Impatient:
     """Runs whose second prompt is interrupted halfway."""
 
-    search = tiny_engine(1)
-
     def __init__(self, settings, plan):
-        pass
+        self.search = tiny_engine(1)
 
     def prompt(self, number, caption):
         if number:
@@ -203,7 +202,7 @@ class Impatient:
 
 def test_an_interrupt_reports_the_prompts_that_are_finished(monkeypatch, capsys):
     monkeypatch.setattr(why, "Runs", Impatient)
-    report, found = why.diagnose(Impatient.search.settings, Plan(), 3)
+    report, found = why.diagnose(Settings(), Plan(), 3)
     assert report["about"]["prompts"] == len(report["about"]["captions"]) == 1
     assert len(found.videos["oracle"]) == 1
     assert "1 of 3 prompts" in capsys.readouterr().err
