@@ -1,8 +1,8 @@
 """``python -m runtime.bench.sprites.train``: everything the embedded model is made of, in order, from nothing.
 
-VAE and its decoder once more, latents of clean and of wandering training clips, text encoder and DiT in two runs, the tiny
-decoder, then the two rewards, each in two runs. Every stage resumes from its checkpoint in ``--out`` (first runs: in
-``--out``/first), logs to a text file there and is skipped once its weights exist. ``--install`` copies the result into the package.
+VAE and its decoder once more, latents of clean and of wandering training clips, text encoder and DiT in three runs, the
+tiny decoder, then the two rewards, each in two runs. Every stage resumes from its checkpoint in ``--out`` (earlier runs: in
+``first`` and ``second`` there), logs to a text file there and is skipped once its weights exist. ``--install`` copies the result into the package.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ REWARDS = ("image", "video")
 def stages(out: Path, device: str) -> list[tuple[Path, list[str]]]:
     """What each stage writes last, and the command that writes it."""
     first, corpus, decoded = out / "first", out / "corpus", out / "decoded.pt"
-    early, vae, begun = first / "vae.safetensors", out / "vae.safetensors", first / "dit.pt"
+    second, begun, again = out / "second", out / "first" / "dit.pt", out / "second" / "dit.pt"
+    early, vae = first / "vae.safetensors", out / "vae.safetensors"
     encode = ["encode_clips", "--vae", str(vae), "--out", str(corpus)]
     dit = ["train_dit", "--vae", str(vae), "--corpus", str(corpus)]
     steps: list[tuple[Path, list[str | Path]]] = [
@@ -32,17 +33,18 @@ def stages(out: Path, device: str) -> list[tuple[Path, list[str]]]:
         (corpus / "shard_019.pt", [*encode, "--shards", "20"]),
         (corpus / "wandering_015.pt", [*encode, "--wandering", "--shards", "16", "--clips", "192"]),
         (first / "dit.safetensors", [*dit, "--out", first]),
-        (out / "dit.safetensors", [*dit, "--start", begun, "--out", out]),
+        (second / "dit.safetensors", [*dit, "--run", "second", "--start", begun, "--out", second]),
+        (out / "dit.safetensors", [*dit, "--run", "third", "--start", again, "--out", out]),
         (out / "tiny_decoder.safetensors", ["train_tiny_decoder", "--vae", vae, "--out", out]),
         (decoded, ["decoded", "--vae", vae, "--out", decoded]),
     ]
     for which in REWARDS:
         name = f"{which}.safetensors"
         teach: list[str | Path] = ["train_rewards", "--which", which, "--resume"]
-        again: list[str | Path] = ["--start", first / name, "--decoded", decoded]
+        more: list[str | Path] = ["--start", first / name, "--decoded", decoded]
         steps += [
             (first / name, [*teach, "--out", first]),
-            (out / name, [*teach, "--out", out, "--steps", "700", "--rate", "1e-3", *again]),
+            (out / name, [*teach, "--out", out, "--steps", "700", "--rate", "1e-3", *more]),
         ]
     return [(result, [*map(str, words), "--device", device]) for result, words in steps]
 

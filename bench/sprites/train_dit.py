@@ -56,10 +56,10 @@ class Recipe:
     batch: int = 4
 
 
-# Learn the world, then its openings and its wandering ways.
+# Learn the world, then its openings and its wandering ways, then to keep them in bounds.
 FIRST = Recipe(steps=2800, rate=2e-3)
 SECOND = Recipe(
-    steps=1500,
+    steps=1350,
     rate=1e-3,
     wandering=0.8,
     late=0,
@@ -68,6 +68,15 @@ SECOND = Recipe(
     opening_rows=8,
     opening_weight=1.0,
 )
+THIRD = replace(
+    SECOND,
+    steps=480,
+    rate=7e-4,
+    wandering=0.65,
+    own_history=0.35,
+    opening_rows=10,
+)
+RECIPES = {"first": FIRST, "second": SECOND, "third": THIRD}
 
 
 def draw_sigmas(rows: int, chunks: int, generator: torch.Generator) -> Tensor:
@@ -249,15 +258,14 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("out/train/corpus"))
     parser.add_argument("--vae", type=Path, default=Path("out/train/vae.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("out/train"))
-    parser.add_argument(
-        "--start", type=Path, help="checkpoint of a first run; this one is then the second"
-    )
+    parser.add_argument("--start", type=Path, help="checkpoint of the run before")
+    parser.add_argument("--run", choices=RECIPES, default="first")
     parser.add_argument("--steps", type=int, help="fewer or more than the recipe's")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     device = pick_device(args.device)
     vae = load_vae(args.vae, device)
-    recipe = SECOND if args.start else FIRST
+    recipe = RECIPES[args.run]
     recipe = replace(recipe, steps=args.steps or recipe.steps)
     corpus = Corpus(args.corpus, recipe.wandering)
     train(recipe, corpus, vae, args.out, args.start, device)
