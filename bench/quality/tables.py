@@ -86,12 +86,15 @@ def make(rows: Iterable[Row]) -> list[Made]:
         for row in rows:
             if row.key.seconds == seconds:
                 by_method.setdefault(row.key.method, []).append(row)
-        found += [
+        tables = [
             made
             for table in (*TABLES.values(), *_more(by_method))
             if table.seconds is None or seconds in table.seconds
             if (made := _made(table, by_method, seconds)) is not None
         ]
+        # Where few methods were made two tables may hold the same ones; the first stands for both.
+        once = {tuple(line.method for line in made.lines): made for made in reversed(tables)}
+        found += reversed(once.values())
     return found
 
 

@@ -90,6 +90,11 @@ def test_a_table_needs_its_reference_and_somebody_else():
     )
 
 
+def test_the_same_methods_are_not_shown_twice():
+    made = make([*videos("single", 0.5), *videos("stream-t1", 0.6)])
+    assert [one.title for one in made] == ["Five seconds"]
+
+
 def test_equal_compute_takes_what_is_within_ten_percent_of_the_passes():
     rows = [
         *videos("single", 0.5, passes=34),
