@@ -30,6 +30,9 @@ def install(folder: Path, *, long: bool = True) -> tuple[Path, Path]:
     if long:
         package = modules / "vbench2_beta_long"
         package.mkdir()
+        (modules / "vbench").mkdir()
+        (modules / "vbench" / "__init__.py").touch()
+        (modules / "vbench" / "VBench_full_info.json").write_text("[]")
         (package / "__init__.py").touch()
         (package / "eval_long.py").write_text(run.format(True))
     return programs, modules
@@ -51,6 +54,8 @@ def main(words: list[str], long: bool) -> int:
     default = LONG_MODES[1] if long else MODES[1]
     parser.add_argument("--mode", choices=LONG_MODES if long else MODES, default=default)
     args = parser.parse_args(words)
+    if long:  # the real one reads its list in every mode, and has none where it looks by itself
+        assert args.full_json_dir is not None and args.full_json_dir.is_file()
     with open("calls.log", "a") as calls:
         calls.write(f"{args.mode} {' '.join(args.dimension)}\n")
     table = {}

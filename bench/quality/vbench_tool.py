@@ -28,6 +28,11 @@ LONG_MODULE = "vbench2_beta_long"
 LOG = "vbench.log"
 STAMP = "videos.sha256"
 PROBE = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({LONG_MODULE!r}) is None)"
+# Long mode reads VBench's list in every mode, and looks for it where the package on PyPI has none.
+FIND_LIST = (
+    "import importlib.util, pathlib; found = importlib.util.find_spec('vbench'); "
+    "found and print(pathlib.Path(found.origin).with_name('VBench_full_info.json'))"
+)
 INSTALL = {  # long mode or not -> what to do where it is missing
     False: "pip install vbench",
     True: "pip install vbench 'scenedetect[opencv]' and put VBench's checkout on PYTHONPATH",
@@ -58,15 +63,28 @@ def command(folder: Folder, dimension: str, python: str) -> list[str]:
     else:
         words = [script(python) or "vbench", "evaluate"]
     words += ["--videos_path", str(folder.videos), "--dimension", dimension, "--mode", folder.mode]
-    if folder.full_info:
-        words += ["--full_json_dir", str(folder.full_info)]
+    full_info = folder.full_info or (packaged_list(python) if folder.long else None)
+    if full_info:
+        words += ["--full_json_dir", str(full_info)]
     return words
+
+
+def packaged_list(python: str) -> Path | None:
+    """The list of prompts that lies in VBench's package; None where there is no such file."""
+    try:
+        asked = subprocess.run([python, "-c", FIND_LIST], capture_output=True, check=False)
+    except OSError:
+        return None
+    path = Path(asked.stdout.decode(errors="replace").strip() or "/none")
+    return path if path.is_file() else None
 
 
 def by_hand(folder: Folder, dimensions: Sequence[str], python: str) -> str:
     """A line for a shell that runs each command in the folder in which its result is looked for."""
     results = shlex.quote(str(folder.results))
     words = shlex.join(command(folder, "$d", python)).replace("'$d'", "$d")
+    if folder.long and "--full_json_dir" not in words:  # found once VBench is there
+        words += f' --full_json_dir "$({shlex.quote(python)} -c {shlex.quote(FIND_LIST)})"'
     return f"for d in {' '.join(dimensions)}; do mkdir -p {results}/$d && (cd {results}/$d && {words}); done"
 
 
