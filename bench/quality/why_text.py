@@ -143,7 +143,9 @@ def _noise(table: Mapping[str, Any]) -> Iterator[str]:
     }
     if sure:
         told = ", ".join(f"{name} {_signed(cell['r'])}" for name, cell in sure.items())
-        yield f"{SO}A noise does to the next chunk what it did to this one in: {told}; beta wants that sign."
+        yield f"{SO}A noise does to the next chunk what it did to this one with correlation {told}: beta should have that sign."
+    elif all(cell["low"] is None for cell in found.values()):
+        yield f"{SO}Whether a noise that was good for one chunk is good for the next, so few prompts cannot tell."
     else:
         yield f"{SO}Nothing says that a noise that was good for one chunk is good for the next: propagation has nothing to hand on."
 
