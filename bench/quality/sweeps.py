@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.bench.quality.methods import named
+from runtime.presets import preset
 from runtime.settings import Settings
 
 BASE = "stream-t1"
+USUAL = preset("sprites")  # the world that is swept, as it is shipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Sweep:
 
     @property
     def default(self) -> float:
-        return value_of(Settings(), self.setting)
+        return value_of(USUAL, self.setting)
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -44,7 +46,7 @@ class Sweep:
         if value == self.default:
             return BASE
         # K and M as the scaling law writes them, so that both share their videos.
-        search = Settings().search
+        search = USUAL.search
         if self.setting == "search.histories":
             return f"{BASE}[{value}x{search.expansions}]"
         if self.setting == "search.expansions":
@@ -110,7 +112,7 @@ def changed(method: str) -> Mapping[str, Any]:
 
     Two names that mean the same settings give the same answer. ValueError for an unknown method or setting.
     """
-    settings, default = Settings().with_changes(named(method).changes), Settings()
+    settings, default = USUAL.with_changes(named(method).changes), USUAL
     return {
         name: value_of(settings, name)
         for name in named(method).changes

@@ -37,12 +37,14 @@ from runtime.bench.sprites.world import (
     SIZE,
     Caption,
     Scene,
+    held_out_captions,
     training_captions,
 )
 from runtime.generators.vae import WanVAE
 
 FRAMES, KEPT = 117, 59  # of a clip: ten chunks, and every second frame of them
 LATENT_NOISE = 0.2  # largest
+HELD_OUT, HELD_OUT_SEED = 96, 7  # captions that rewards are judged by, and nothing else
 STILL = 0.25  # share of clips that do not wander at all
 OLDEST = 40  # chunks
 FAR_INK, FAR_PAPER, FAR_PACE = 0.45, 0.22, 0.6  # distances at which nothing of a word is true
@@ -171,11 +173,17 @@ def main() -> None:
     )
     parser.add_argument("--vae", type=Path, default=Path("out/train/vae.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("out/train/decoded.pt"))
-    parser.add_argument("--clips", type=int, default=640)
+    parser.add_argument("--clips", type=int, default=480)
+    parser.add_argument(
+        "--held-out", action="store_true", help="of captions that training never sees, to judge by"
+    )
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     vae = load_vae(args.vae, pick_device(args.device))
-    atomic_save(make(vae, args.clips, training_captions(), "decoded"), args.out)
+    captions, seed = training_captions(), "decoded"
+    if args.held_out:
+        captions, seed = held_out_captions(HELD_OUT, HELD_OUT_SEED), "test"
+    atomic_save(make(vae, args.clips, captions, seed), args.out)
 
 
 if __name__ == "__main__":

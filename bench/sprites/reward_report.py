@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from runtime.bench.sprites.corrupt import MOVEMENT, PICTURE, Defects, corrupt
+from runtime.bench.sprites.decoded import HELD_OUT, HELD_OUT_SEED, Decoded
 from runtime.bench.sprites.reward_batches import (
     VIDEO_CLIPS,
     Batch,
+    decoded_images,
+    decoded_videos,
     image_batch,
     stack_clips,
     video_batch,
@@ -23,8 +26,6 @@ from runtime.bench.sprites.world import Caption, Scene, held_out_captions
 from runtime.rewards.sprites_image import ImageNet
 from runtime.rewards.sprites_net import agreement, known_words
 from runtime.rewards.sprites_video import seen_frames
-
-HELD_OUT = 96  # captions; each is judged with several draws of defects
 
 
 def read(net: nn.Module, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,10 +91,16 @@ def one_defect(net: nn.Module, name: str, captions: Sequence[Caption], rng: rand
 
 
 @torch.inference_mode()
-def evaluate(net: nn.Module, vocabulary: tuple[str, ...], seed: int = 7) -> dict[str, float]:
-    """Spearman rank correlations on held-out captions: each output with its target, mixed defects and one at a time."""
+def evaluate(
+    net: nn.Module, vocabulary: tuple[str, ...], shelf: Decoded | None = None
+) -> dict[str, float]:
+    """Spearman rank correlations on held-out captions: each output with its target, mixed defects and one at a time.
+
+    ``shelf``: clips as a decoder shows them, of held-out captions; the outputs are held against their truth, too.
+    """
     net.eval()
-    captions, rng = held_out_captions(HELD_OUT, seed), random.Random(seed)
+    captions = held_out_captions(HELD_OUT, HELD_OUT_SEED)
+    rng = random.Random(HELD_OUT_SEED)
     if isinstance(net, ImageNet):
         names, defects = ("quality", "alignment"), PICTURE
         batches = [image_batch(captions, rng) for _ in range(12)]
@@ -114,5 +121,13 @@ def evaluate(net: nn.Module, vocabulary: tuple[str, ...], seed: int = 7) -> dict
             for i, name in enumerate(names)
         }
     report |= {f"only {name}": one_defect(net, name, captions, rng) for name in defects}
+    if shelf is not None:
+        rng = random.Random(HELD_OUT_SEED)
+        draw = decoded_images if isinstance(net, ImageNet) else decoded_videos
+        got, true = _judge(net, [draw(shelf, rng) for _ in range(12)], vocabulary)
+        report |= {
+            f"decoded, {name}": spearman(got[:, i], true[:, i]) for i, name in enumerate(names)
+        }
+        report["decoded, score"] = spearman(got.sum(1), true.sum(1))
     net.train()
     return {name: round(value, 4) for name, value in report.items()}

@@ -23,6 +23,7 @@ REWARDS = ("image", "video")
 def stages(out: Path, device: str) -> list[tuple[Path, list[str]]]:
     """What each stage writes last, and the command that writes it."""
     first, corpus, decoded = out / "first", out / "corpus", out / "decoded.pt"
+    judges = out / "decoded_held_out.pt"
     second, begun, again = out / "second", out / "first" / "dit.pt", out / "second" / "dit.pt"
     early, vae = first / "vae.safetensors", out / "vae.safetensors"
     encode = ["encode_clips", "--vae", str(vae), "--out", str(corpus)]
@@ -37,11 +38,19 @@ def stages(out: Path, device: str) -> list[tuple[Path, list[str]]]:
         (out / "dit.safetensors", [*dit, "--run", "third", "--start", again, "--out", out]),
         (out / "tiny_decoder.safetensors", ["train_tiny_decoder", "--vae", vae, "--out", out]),
         (decoded, ["decoded", "--vae", vae, "--out", decoded]),
+        (judges, ["decoded", "--vae", vae, "--out", judges, "--held-out", "--clips", "48"]),
     ]
     for which in REWARDS:
         name = f"{which}.safetensors"
         teach: list[str | Path] = ["train_rewards", "--which", which, "--resume"]
-        more: list[str | Path] = ["--start", first / name, "--decoded", decoded]
+        more: list[str | Path] = [
+            "--start",
+            first / name,
+            "--decoded",
+            decoded,
+            "--judged-by",
+            judges,
+        ]
         steps += [
             (first / name, [*teach, "--out", first]),
             (out / name, [*teach, "--out", out, "--steps", "700", "--rate", "1e-3", *more]),

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from runtime.bench.sprites.corrupt import STATIC_WORDS, WORDS
-from runtime.bench.sprites.decoded import Decoded
+from runtime.bench.sprites.decoded import HELD_OUT, Decoded
 from runtime.bench.sprites.reward_batches import (
     Batch,
     decoded_images,
@@ -34,7 +34,7 @@ from runtime.bench.sprites.reward_batches import (
     to_device,
     video_batch,
 )
-from runtime.bench.sprites.reward_report import HELD_OUT, evaluate, read
+from runtime.bench.sprites.reward_report import evaluate, read
 from runtime.bench.sprites.train_log import pick_device
 from runtime.bench.sprites.world import RADII, SHAPES, training_captions
 from runtime.rewards.sprites_image import ImageNet
@@ -89,6 +89,7 @@ class Run:
     start: Path | None = None  # weights of a reward to start from, where layers are the same
     frozen: bool = False  # leave the frame encoder as it is: a third of the cost of a step
     decoded: Path | None = None  # clips as a decoder shows them; then half of all batches are these
+    judged_by: Path | None = None  # such clips of held-out captions
 
     def rate(self, step: int) -> float:
         """One warm-up, then a cosine down to a fiftieth."""
@@ -168,7 +169,7 @@ def batches(run: Run) -> Callable[[random.Random], Batch]:
 
 def save(net: nn.Module, vocabulary: tuple[str, ...], run: Run) -> dict[str, float]:
     """Write ``{which}.safetensors`` and ``{which}.json``; returns the held-out correlations."""
-    correlations = evaluate(net, vocabulary)
+    correlations = evaluate(net, vocabulary, Decoded.load(run.judged_by) if run.judged_by else None)
     save_file(
         {key: tensor.contiguous() for key, tensor in net.state_dict().items()},
         run.out / f"{run.which}.safetensors",
@@ -210,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--start", type=Path, help="weights to start from, where layers are the same"
     )
     parser.add_argument("--decoded", type=Path, help="clips written by ``decoded``")
+    parser.add_argument("--judged-by", type=Path, help="the same of held-out captions")
     parser.add_argument("--frozen", action="store_true", help="do not train the frame encoder")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -231,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.start,
             given.frozen,
             given.decoded,
+            given.judged_by,
         )
     )
 

@@ -7,7 +7,7 @@ import json
 import math
 import random
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -71,13 +71,26 @@ def psnr(tiny: TinyDecoder, latents: Tensor, frames: Tensor) -> float:
     return -10 * math.log10((shown.float() - frames.float() / 255).square().mean().item())
 
 
-def train(vae_path: Path, out: Path, steps: int, count: int, device: torch.device) -> None:
+@dataclass(frozen=True)
+class Run:
+    """What is distilled from what, and for how long."""
+
+    vae: Path
+    out: Path
+    steps: int
+    clips: int  # made ahead, and drawn from
+    start: Path | None = None  # a tiny decoder of an earlier decoder
+
+
+def train(run: Run, device: torch.device) -> None:
     """Run to ``steps``, resuming from ``out``; writes the weights, their sizes and what they reach."""
+    out, steps = run.out, run.steps
     torch.manual_seed(0)
-    vae = load_vae(vae_path, device)
+    vae = load_vae(run.vae, device)
     log, saved_at = TrainLog(out / f"{NAME}.log"), out / f"{NAME}.pt"
-    latents, frames = clips(vae, count, training_captions(), random.Random(0))
-    tiny = TinyDecoder(CONFIG).to(device)
+    latents, frames = clips(vae, run.clips, training_captions(), random.Random(0))
+    tiny = load_tiny(run.start, device, torch.float32) if run.start else TinyDecoder(CONFIG)
+    tiny = tiny.to(device).train().requires_grad_(True)
     optimiser = Pair(tiny, edges=("decoder.1.", f"decoder.{len(tiny.decoder) - 1}."))
     first, batch, began = 0, 8, time.monotonic()
     if saved_at.exists():
@@ -122,9 +135,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/train"))
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--clips", type=int, default=768, help="made ahead, and drawn from")
+    parser.add_argument("--start", type=Path, help="a tiny decoder to begin with")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    train(args.vae, args.out, args.steps, args.clips, pick_device(args.device))
+    run = Run(args.vae, args.out, args.steps, args.clips, args.start)
+    train(run, pick_device(args.device))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from runtime.bench.quality import curves, sweeps
 from runtime.bench.quality.curves import View
 from runtime.bench.quality.methods import METHODS, SCALING, named
 from runtime.bench.quality.row import RIGHT
-from runtime.settings import Settings
 from tests.quality_rows import row, rows
 
 
@@ -113,16 +112,16 @@ def test_a_sweep_without_its_default_or_with_it_alone_is_no_curve():
 
 @pytest.mark.parametrize("sweep", sweeps.SWEEPS.values(), ids=lambda sweep: sweep.setting)
 def test_every_point_of_a_sweep_is_a_valid_setting_and_the_default_is_the_plain_method(sweep):
-    assert sweep.default == sweeps.value_of(Settings(), sweep.setting)
+    assert sweep.default == sweeps.value_of(sweeps.USUAL, sweep.setting)
     assert sweep.default in sweep.values and list(sweep.values) == sorted(set(sweep.values))
     assert len(sweep.values) >= 4
     for value, method in zip(sweep.values, sweep.methods, strict=True):
-        made = Settings().with_changes(named(method).changes)
+        made = sweeps.USUAL.with_changes(named(method).changes)
         assert sweeps.value_of(made, sweep.setting) == value
         assert (method == "stream-t1") == (value == sweep.default)
         assert sweeps.place(method, sweep) == value
         back = made.with_changes({sweep.setting: sweep.default})
-        assert back == Settings(), "a sweep changes one setting alone"
+        assert back == sweeps.USUAL, "a sweep changes one setting alone"
 
 
 def test_a_method_of_another_kind_is_no_point_of_a_sweep():
