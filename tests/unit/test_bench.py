@@ -15,6 +15,7 @@ from runtime.bench.options import baselines_of, parse, settings_of
 from runtime.bench.profile import profile
 from runtime.bench.run import PROMPTS, Plan
 from runtime.bench.show import milliseconds, scaled, show, wrapped
+from runtime.presets import preset
 from runtime.settings import Settings
 from tests.timed_engine import Sink
 from tests.tiny import tiny_engine
@@ -43,7 +44,7 @@ def test_options_are_settings_and_set_wins(monkeypatch):
 
 def test_without_options_everything_is_the_presets(monkeypatch):
     args = asked(monkeypatch)
-    assert settings_of(args) == Settings() and args.against == ["released"]
+    assert settings_of(args) == preset("sprites") and args.against == ["released"]
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,15 @@ def test_every_preset_names_a_generator_whose_sizes_are_known(name):
     assert read_blueprint(folder).block_shape[0] > 0
 
 
+def test_the_embedded_preset_opens_its_gate_and_changes_nothing_else():
+    gate = {"memory.transition_threshold": preset("sprites").memory.transition_threshold}
+    assert 0 < gate["memory.transition_threshold"] < Settings().memory.transition_threshold
+    assert preset("sprites") == Settings().with_changes(gate)
+
+
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_full_size_presets_search_and_remember_as_released(name):
-    settings, default = preset(name), preset("sprites")
+    settings, default = preset(name), Settings()
     assert (settings.search, settings.noise, settings.memory) == (
         default.search,
         default.noise,
