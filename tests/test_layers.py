@@ -63,6 +63,9 @@ HALVES = {
     "runtime.backends",
     "runtime.standins",
     "runtime.recaching",
+    "runtime.recipe",
+    "runtime.judging",
+    "runtime.settling",
 }  # of the engine, too long for one file
 DOORS = {
     "runtime.__init__",
