@@ -34,6 +34,15 @@ class Drawing:
     def draw(self, lines: Sequence[Line], places: Sequence[Place]) -> Drawn:
         """The candidates of every line's next chunk, which is at ``places``. All lines can share a turn."""
         expanded = [line.video.recipe.policy.expand(line.survivors, line.index) for line in lines]
+        return self.draw_these(lines, expanded, places)
+
+    def draw_these(
+        self,
+        lines: Sequence[Line],
+        expanded: Sequence[tuple[Branch, ...]],
+        places: Sequence[Place],
+    ) -> Drawn:
+        """``draw`` for branches that were picked already, those of each line."""
         branches = tuple(branch for part in expanded for branch in part)
         texts = tuple(
             line.video.text for line, part in zip(lines, expanded, strict=True) for _ in part

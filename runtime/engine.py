@@ -23,7 +23,7 @@ from runtime.recaching import Recaching
 from runtime.recipe import Recipe, build_recipe, check_own
 from runtime.remembering import Remembering
 from runtime.scenes import Prompts, Scene, scenes_of
-from runtime.score import Place, Scorer
+from runtime.score import Place, Scorer, best_of
 from runtime.search import SearchPolicy
 from runtime.settings import MAX_PROMPTS, Settings
 from runtime.settling import chosen, numbered_events, round_of, settled
@@ -257,7 +257,8 @@ class Engine:
         place = Place(video.prompt, self.fps, recipe.chunks - 1, recipe.chunks)
         chunks = recipe.chunks - video.scene.chunk  # what the prompt at hand is about
         frames = torch.stack([video.emitter.whole(survivor, chunks) for survivor in survivors])
-        return survivors[recipe.scorer.best(frames, place, self.parts.final)]
+        scores = recipe.scorer.rate_whole(frames, place, self.parts.final)
+        return survivors[best_of(scores)]
 
 
 def _roomy(line: Line) -> tuple[Trajectory, ...]:

@@ -67,13 +67,11 @@ class Scorer:
         """Scores [B] as numbers, as soon as the current stream has them."""
         return scores.double().cpu().tolist()
 
-    def best(self, frames: Tensor, place: Place, model: RewardModel | None = None) -> int:
-        """The row of whole videos [K, T, 3, H, W] that ``model`` (default: the video reward) likes most, the earliest
-        of equals; a score that is not finite never wins unless none is."""
-        scores = self.on_host(self._rate(model or self.video, Window(frames), place, "final"))
-        return max(
-            range(len(scores)), key=lambda row: (math.isfinite(scores[row]), scores[row], -row)
-        )
+    def rate_whole(
+        self, frames: Tensor, place: Place, model: RewardModel | None = None
+    ) -> list[float]:
+        """What ``model`` (default: the video reward) thinks of whole videos, [B, T, 3, H, W] -> B numbers on the host."""
+        return self.on_host(self._rate(model or self.video, Window(frames), place, "final"))
 
     def decide(
         self, branches: Sequence[Branch], shorts: Tensor, longs: Tensor, place: Place
@@ -130,6 +128,11 @@ class Scorer:
         if gain > self.memory.quality_threshold:
             route = Route.APPEND if drop > self.memory.transition_threshold else Route.EMA
         return Scores(short, long, fused, gain, drop), route
+
+
+def best_of(scores: Sequence[float]) -> int:
+    """The highest, the earliest of equals; one that is not finite never wins unless none is."""
+    return max(range(len(scores)), key=lambda row: (math.isfinite(scores[row]), scores[row], -row))
 
 
 def clip_for(model: RewardModel, window: Window, place: Place) -> Clip:

@@ -314,3 +314,20 @@ def _unknown(name: str, known: list[str]) -> str:
 def weights_home() -> Path:
     """Where weights are kept if nobody says: ``$STREAM_T1_WEIGHTS``, else ``~/.cache/stream-t1-runtime``."""
     return Path(os.environ.get("STREAM_T1_WEIGHTS") or "~/.cache/stream-t1-runtime").expanduser()
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Which process this is of those that torchrun started together."""
+
+    rank: int
+    size: int
+    local_rank: int  # on this machine
+
+
+def launch() -> Launch | None:
+    """What torchrun says in ``$RANK``, ``$WORLD_SIZE`` and ``$LOCAL_RANK``; None without it, or for a single process."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size < 2:
+        return None
+    return Launch(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))

@@ -7,8 +7,7 @@ one fails, the store in which every rank notes how far it is tells whose fault i
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -17,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from runtime.packing import Packed
 from runtime.ranks import wire
+from runtime.ranks.packing import Packed
 from runtime.settings import Launch
 
 MAX_TEXT_BYTES = 1 << 18
@@ -35,7 +34,9 @@ class World(Protocol):
     rank: int
     size: int
 
-    def exchange(self, what: str, numbers: Sequence[float], width: int, trouble: str = "") -> list[list[float]]:
+    def exchange(
+        self, what: str, numbers: Sequence[float], width: int, trouble: str = ""
+    ) -> list[list[float]]:
         """The numbers of every rank, at most ``width`` each. RankFailed on all ranks when one of them has ``trouble``."""
         ...
 
@@ -137,7 +138,7 @@ class Processes:
             dist.all_gather(every, mine)
         return every
 
-    def _deliver(self, packed: Packed, one: object) -> Packed:
+    def _deliver(self, packed: Packed, one: Callable[[Tensor], object]) -> Packed:
         header = wire.header_of(packed.tree, packed.tensors)
         one(torch.tensor([len(header)]))
         one(header)
@@ -145,3 +146,57 @@ class Processes:
             if tensor.numel():
                 one(wire.bytes_of(tensor))
         return packed
+
+    def _take(self, one: Callable[[Tensor], object]) -> Packed:
+        length = torch.zeros(1, dtype=torch.int64)
+        one(length)
+        if not 0 < int(length) <= wire.MAX_HEADER_BYTES:
+            raise ValueError(
+                f"parcel: want a header of 1 to {wire.MAX_HEADER_BYTES} bytes, got {int(length)}"
+            )
+        header = torch.empty(int(length), dtype=torch.uint8)
+        one(header)
+        tree, sheets = wire.read_header(header)
+        tensors = {sheet.name: wire.empty_for(sheet, self.device) for sheet in sheets}
+        for tensor in tensors.values():
+            if tensor.numel():
+                one(wire.bytes_of(tensor))
+        return Packed(tree, tensors)
+
+    @contextlib.contextmanager
+    def _together(self, what: str) -> Iterator[None]:
+        """Note that this rank got to ``what``; if the others do not, tell whose fault it is."""
+        try:
+            self._note(what)
+            yield
+        except RankFailed:
+            raise
+        except RuntimeError as error:
+            raise RankFailed(self._blame(what, error)) from error
+
+    def _note(self, what: str) -> None:
+        steps = self.store.add(f"steps/{self.rank}", 1)
+        self.store.set(f"doing/{self.rank}", f"{steps} {what}")
+
+    def _blame(self, what: str, error: RuntimeError) -> str:
+        """A sentence that names the rank that made ``what`` fail."""
+        try:
+            others = [rank for rank in range(self.size) if rank != self.rank]
+            for rank in others:
+                if self.store.check([f"trouble/{rank}"]):
+                    return f"rank {rank} gave up: {self.store.get(f'trouble/{rank}').decode()}"
+            steps = {rank: self.store.add(f"steps/{rank}", 0) for rank in others}
+            last = min(others, key=lambda rank: steps[rank])
+            at = self.store.get(f"doing/{last}").decode().partition(" ")[2]
+        except RuntimeError:
+            return f"rank 0, which keeps the others in touch, is gone; this was rank {self.rank} at {what!r}"
+        gone = "closed" in str(error).lower() or "reset" in str(error).lower()
+        how = "has died" if gone else f"has not answered within {self.timeout_s:g} s"
+        return f"rank {last} {how}: the last that was heard of it is {at!r}, when rank {self.rank} was at {what!r}"
+
+
+def check_trouble(troubles: Sequence[str]) -> None:
+    """RankFailed by the first rank that has any."""
+    for rank, trouble in enumerate(troubles):
+        if trouble:
+            raise RankFailed(f"rank {rank} gave up: {trouble}")

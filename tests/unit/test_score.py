@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from runtime.score import Place, Scorer, image_weight
+from runtime.score import Place, Scorer, best_of, image_weight
 from runtime.settings import MemorySettings, RewardSettings
 from runtime.types import Branch, Clip, Route, Trajectory
 from runtime.window import Window
@@ -115,7 +115,7 @@ def test_a_reward_of_the_wrong_shape_is_named(answer, got):
     with pytest.raises(RuntimeError, match="video reward: want one score per clip"):
         scorer(video=Noting(answer)).rate_videos([Window(frames)], [PLACE])
     with pytest.raises(RuntimeError, match="final reward: want one score per clip"):
-        scorer().best(frames, PLACE, Noting(answer))
+        scorer().rate_whole(frames, PLACE, Noting(answer))
 
 
 def test_wrong_shapes_that_add_up_are_still_wrong():
@@ -139,8 +139,10 @@ def test_wrong_shapes_that_add_up_are_still_wrong():
 )
 def test_the_final_choice_passes_over_what_is_not_finite(scores, best):
     frames = torch.rand(len(scores), 2, 3, 4, 4)
-    assert scorer(video=ByRow(lambda chunk, rows: scores)).best(frames, PLACE) == best
-    assert scorer().best(frames, PLACE, ByRow(lambda chunk, rows: scores)) == best
+    by_video = scorer(video=ByRow(lambda chunk, rows: scores)).rate_whole(frames, PLACE)
+    assert best_of(by_video) == best
+    by_another = scorer().rate_whole(frames, PLACE, ByRow(lambda chunk, rows: scores))
+    assert best_of(by_another) == best
 
 
 @pytest.mark.parametrize(

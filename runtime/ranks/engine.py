@@ -1,0 +1,164 @@
+"""One video over several ranks: the loop of ``runtime.engine`` with the work dealt to those who hold what it needs.
+
+Every rank runs this loop on the same numbers. What is decided, all of them decide: which candidates to draw, who survives,
+what is settled, who owns what. What is computed, the owner of a candidate's parent computes: noise, passes, frames, rewards,
+the clean pass. Of histories that others own a rank knows what decisions are made of, and no tensor.
+
+    one rank    make room -> draw -> decode -> judge ->                    -> clean pass -> grow ->
+    all ranks                                           scores -> select                           settle -> rebalance
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from runtime.emit import shared
+from runtime.engine import Engine
+from runtime.ranks.agreement import check_alike, check_supported
+from runtime.ranks.deal import Board, dealt, decided, gathered, verdict_numbers
+from runtime.ranks.hands import Hands, Work
+from runtime.ranks.moving import bring_frames, carry_
+from runtime.ranks.owners import moves_between, rebalanced
+from runtime.ranks.packing import pack_chunks, unpack_chunks
+from runtime.ranks.state import State, tell
+from runtime.ranks.world import RankFailed, World
+from runtime.scenes import Prompts, Scene, scenes_of
+from runtime.score import best_of
+from runtime.types import ChunkEvent, Trajectory, Watch
+
+TROUBLES = (RuntimeError, ValueError, MemoryError, OSError)
+Made = TypeVar("Made")
+
+
+class RankedEngine:
+    """``Engine.stream`` over the ranks of a world: called on all of them alike, it yields the same events on all."""
+
+    def __init__(self, engine: Engine, world: World) -> None:
+        """``engine`` is this rank's own. ValueError for settings that ranks do not support or do not share."""
+        check_supported(engine.settings)
+        self.engine, self.world = engine, world
+        self.hands = Hands(engine)
+        check_alike(engine, world)
+
+    @property
+    def idle(self) -> bool:
+        """This rank has nothing to do: there are more ranks than histories."""
+        return self.world.rank >= self.engine.policy.histories
+
+    def stream(self, prompts: Prompts, *, watch: Watch | None = None) -> Iterator[ChunkEvent]:
+        """As ``Engine.stream``. ``watch`` is called where it is given, and the ranks bring it all candidates' frames; of
+        other ranks' histories its records have facts and no tensors.
+
+        Raises RankFailed on all ranks when one of them gives up, and RuntimeError there. Close it on all or on none.
+        """
+        scenes = scenes_of(prompts, self.engine.chunks)
+        return self._stream(scenes, watch)
+
+    def _stream(self, scenes: tuple[Scene, ...], watch: Watch | None) -> Iterator[ChunkEvent]:
+        engine, world = self.engine, self.world
+        told = world.texts("the prompts", repr(scenes))
+        if len(set(told)) > 1:
+            raise ValueError(f"prompts: want the same on all ranks, got {len(set(told))} kinds")
+        watchers = world.exchange("the watchers", [float(watch is not None)], 1)
+        watching = [rank for rank, [does] in enumerate(watchers) if does]
+        engine.clock.take()
+        with engine.pool.lease() as lease:
+            line = engine.begin(engine.recipe, scenes, lease, watch)
+            state = State(replace(line, survivors=()), Board(), world.rank)
+            while not state.line.done:
+                state, settled = self._turn(state, watching)
+                yield from settled
+            yield from self._finish(state)
+
+    @torch.no_grad()
+    def _turn(self, state: State, watching: Sequence[int]) -> tuple[State, list[ChunkEvent]]:
+        """The next chunk, and what can be shown now."""
+        world, clock, recipe = self.world, self.engine.clock, state.line.video.recipe
+        at, board, policy = f"of chunk {state.line.index}", state.board, recipe.policy
+        deal = dealt(policy, board, state.line.index, world.size)
+
+        def draw() -> tuple[State, Work | None]:
+            (line,) = self.engine.ready([state.line])
+            roomy = replace(state, line=line)
+            return roomy, self.hands.work(roomy, deal)
+
+        (state, work), told = self._made(f"scores {at}", draw, _verdicts, deal.width)
+        line = state.line
+        with clock.stage("select"):
+            horizon = recipe.settings.search.horizon_chunks
+            outcome = decided(policy, deal, gathered(deal, told), line.index, horizon)
+        mine, _ = self._made(f"memories {at}", lambda: self.hands.keep(line, work, outcome.kept))
+        state = replace(state, line=replace(line, survivors=mine), board=outcome.board)
+        count = shared(state.board.ghosts)
+        settled = self._shown(state, 0, count)
+        spent = clock.take()
+        for watcher in watching:
+            frames = bring_frames(world, deal, work and work.newest.frames, watcher)
+            if frames is not None:
+                tell(state, outcome, frames, spent)
+        after = self._balanced(state.next(count))
+        return after, [replace(event, timings=spent) for event in settled]
+
+    def _shown(self, state: State, place: int, count: int) -> list[ChunkEvent]:
+        """The first ``count`` chunks of the history at ``place``, brought to all ranks: rank 0 writes them, and the
+        others need them at the end, to rate their whole videos."""
+        if not count:
+            return []
+        owner, what = state.board.owners[place], f"frames after chunk {state.line.index}"
+        packed = None
+        if owner == state.rank:
+            packed = pack_chunks(state.mine[place].unsettled[:count])
+        with self.engine.clock.stage("emit"):
+            chunks = unpack_chunks(self.world.broadcast(what, packed, owner))
+        return state.line.video.emitter.flush(Trajectory(unsettled=chunks))
+
+    def _balanced(self, state: State) -> State:
+        """Histories move where ranks have more than their share of them."""
+        before, mine = state.board.owners, state.mine
+        after = rebalanced(before, self.world.size)
+        if state.line.done or before == after:
+            return state
+        with self.engine.clock.stage("move"):
+            for move in moves_between(before, after):
+                carry_(move, mine, self.world, state.line.video.lease)
+        return state.with_mine(mine, after)
+
+    @torch.no_grad()
+    def _finish(self, state: State) -> list[ChunkEvent]:
+        """What is left to show: of the survivor whose whole video the video reward likes most."""
+        ghosts, best = state.board.ghosts, 0
+        if len(ghosts) > 1 and state.line.video.recipe.policy.rates:
+
+            def rate() -> list[float]:
+                return self.hands.final_scores(state.line)
+
+            _, told = self._made("final scores", rate, list, len(ghosts))
+            scores = [iter(its) for its in told]
+            best = best_of([next(scores[owner]) for owner in state.board.owners])
+        return self._shown(state, best, len(ghosts[best].unsettled))
+
+    def _made(
+        self,
+        what: str,
+        make: Callable[[], Made],
+        numbers: Callable[[Made], list[float]] = lambda made: [],
+        width: int = 0,
+    ) -> tuple[Made, list[list[float]]]:
+        """What ``make`` makes here, and the numbers of it on every rank, at most ``width``; all stop where one fails."""
+        try:
+            made = make()
+        except TROUBLES as error:
+            with contextlib.suppress(RankFailed):
+                self.world.exchange(what, [], width, f"{error}" or type(error).__name__)
+            raise
+        return made, self.world.exchange(what, numbers(made), width)
+
+
+def _verdicts(made: tuple[State, Work | None]) -> list[float]:
+    _, work = made
+    return verdict_numbers(work.verdicts) if work else []
