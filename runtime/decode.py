@@ -22,10 +22,16 @@ from runtime.window import Window
 @dataclass(frozen=True, slots=True)
 class Newest:
     """The newest chunk of every candidate as the rewards see it, and the states after it of what decoded it, by the rows
-    that were decoded together (none when cold): put into one they would lie twice in memory."""
+    that were decoded together (None when cold): put into one they would lie twice in memory."""
 
     frames: Tensor  # [B, T, 3, H, W]
     states: tuple[tuple[range, Any], ...] = ()
+
+    def parts(self, span: slice) -> list[range]:
+        """The rows of ``span`` as they were decoded together."""
+        first, last, _ = span.indices(len(self.frames))
+        clipped = [range(max(r.start, first), min(r.stop, last)) for r, _ in self.states]
+        return [rows for rows in clipped if rows]
 
     def state(self, row: int, decoder: Decoder) -> Any:
         """The state of one row."""
@@ -82,26 +88,35 @@ class Decoding:
         batch_rows: int = 0,
         scoring: Decoder | None = None,
         graphs: str = "off",
+        alone: bool = False,
     ) -> None:
-        """``scoring`` decodes for the rewards; None: the decoder itself. ``graphs`` as ``GraphRunner`` has modes."""
+        """``scoring`` decodes for the rewards; None: the decoder itself. ``graphs`` as ``GraphRunner`` has modes.
+
+        ``alone``: what is kept and not decoded yet is decoded row by row. Everywhere ``litters`` are rows that are
+        decoded with nobody else; (): with whoever fits.
+        """
         self.decoder = Recorded.over(decoder, graphs)
         self.scoring = Recorded.over(scoring, graphs) if scoring else None
         self.cold = cold
         self.batch_rows = batch_rows
+        self.alone = alone
 
-    def newest(self, branches: Sequence[Branch], latents: Tensor) -> Newest:
+    def newest(
+        self, branches: Sequence[Branch], latents: Tensor, litters: Sequence[range] = ()
+    ) -> Newest:
         """The newest chunk as the image reward sees it. latents [B, F, C, h, w]."""
+        parts = self._batches(latents, litters)
         if self.cold:
-            return Newest(self._cold(latents))
+            return Newest(self._cold(latents, parts), tuple((rows, None) for rows in parts))
         if self.scoring:
             past = [branch.parent.scoring for branch in branches]
-            return Newest(*self._stream(self.scoring, past, latents))
-        return Newest(*self._stream(self.decoder, _states(branches), latents))
+            return Newest(*self._stream(self.scoring, past, latents, parts))
+        return Newest(*self._stream(self.decoder, _states(branches), latents, parts))
 
-    def preview(self, latents: Tensor) -> Tensor:
+    def preview(self, latents: Tensor, litters: Sequence[range] = ()) -> Tensor:
         """One frame of every row, [B, 1, 3, H, W]: its last latent frame as if a video began with it. A twelfth of the
         work of a chunk, to judge what is not finished. latents [B, F, C, h, w]."""
-        return self._cold(latents[:, -1:])
+        return self._cold(latents[:, -1:], self._batches(latents, litters))
 
     def windows(
         self,
@@ -113,20 +128,25 @@ class Decoding:
     ) -> list[Window]:
         """The recent window as the video reward sees it, for the rows of each span: at most ``chunks`` of them, and no
         longer than its video's scene."""
-        return [
-            self._window(branches[s], latents[s], newest.frames[s], most - 1)
-            for s, most in zip(spans, chunks, strict=True)
-        ]
-
-    def _window(
-        self, branches: Sequence[Branch], latents: Tensor, newest: Tensor, past: int
-    ) -> Window:
         if self.cold:
-            parts = [
-                self._cold_window(branches, latents, rows, past) for rows in self._batches(latents)
+            return [
+                Window(
+                    torch.cat(
+                        [
+                            self._cold_window(branches, latents, rows, most - 1)
+                            for rows in newest.parts(span)
+                        ]
+                    )
+                )
+                for span, most in zip(spans, chunks, strict=True)
             ]
-            return Window(torch.cat(parts))
-        return Window(newest, tuple(_last(branch.parent.frames, past) for branch in branches))
+        return [
+            Window(
+                newest.frames[span],
+                tuple(_last(branch.parent.frames, most - 1) for branch in branches[span]),
+            )
+            for span, most in zip(spans, chunks, strict=True)
+        ]
 
     def shown(
         self, branches: Sequence[Branch], latents: Tensor, newest: Newest, kept: Sequence[int]
@@ -141,7 +161,9 @@ class Decoding:
                 for frames in [newest.frames[row]]
             ]
         parents = _states([branches[row] for row in kept])
-        real = Newest(*self._stream(self.decoder, parents, take_rows(latents, kept)))
+        rows = take_rows(latents, kept)
+        parts = row_ranges(len(kept), 1) if self.alone else self._batches(rows)
+        real = Newest(*self._stream(self.decoder, parents, rows, parts))
         states = [real.state(place, self.decoder) for place in range(len(kept))]
         if self.cold or self.scoring is None:
             return [
@@ -153,21 +175,20 @@ class Decoding:
         ]
 
     def _stream(
-        self, decoder: Decoder, past: Sequence[Any], latents: Tensor
+        self, decoder: Decoder, past: Sequence[Any], latents: Tensor, parts: Sequence[range]
     ) -> tuple[Tensor, tuple[tuple[range, Any], ...]]:
         """Frames of rows that go on from states ``past``, and the states after them by rows."""
         frames, states = [], []
-        for rows in self._batches(latents):
+        for rows in parts:
             parents = decoder.stack([past[row] for row in rows])
             newest, state = decoder.decode(latents[rows.start : rows.stop], parents)
             frames.append(newest)
             states.append((rows, state))
         return torch.cat(frames), tuple(states)
 
-    def _cold(self, latents: Tensor) -> Tensor:
+    def _cold(self, latents: Tensor, parts: Sequence[range]) -> Tensor:
         decoder = self.scoring or self.decoder
-        parts = [decoder.decode(latents[r.start : r.stop], None)[0] for r in self._batches(latents)]
-        return torch.cat(parts)
+        return torch.cat([decoder.decode(latents[r.start : r.stop], None)[0] for r in parts])
 
     def _cold_window(
         self, branches: Sequence[Branch], latents: Tensor, rows: range, past: int
@@ -181,8 +202,13 @@ class Decoding:
             frames.append(decoded)
         return torch.cat(frames, dim=1)
 
-    def _batches(self, latents: Tensor) -> list[range]:
-        return row_ranges(len(latents), self.batch_rows)
+    def _batches(self, latents: Tensor, litters: Sequence[range] = ()) -> list[range]:
+        """Rows that are decoded together."""
+        return [
+            range(rows.start + part.start, rows.start + part.stop)
+            for rows in litters or [range(len(latents))]
+            for part in row_ranges(len(rows), self.batch_rows)
+        ]
 
 
 def _states(branches: Sequence[Branch]) -> list[Any]:

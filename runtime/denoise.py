@@ -24,7 +24,7 @@ from runtime.graph import GraphRunner, release
 from runtime.kernels.rotary import Positions
 from runtime.memory import KVPool
 from runtime.settings import RunSettings
-from runtime.types import ChunkPlan, Draws, NoiseSource
+from runtime.types import ChunkPlan, Draws, NoiseSource, row_ranges
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class Denoiser:
         self.schedule = schedule
         self.noise = noise
         self.most_rows = run.batch_rows  # 0: any number; falls when memory runs out, and stays
+        self.clean_rows = 1 if run.litters else 0  # 0: as many as candidates
         self.attention = build_attention(run.attention, pool.kv)
         device = pool.kv.device
         self.buffers = PlanBuffers(pool.blocks, schedule.passes, device)
@@ -105,7 +106,7 @@ class Denoiser:
             (x0,) = self.graphs.run(key, work, (x[rows.start : rows.stop],))
             out[rows.start : rows.stop] = x0
 
-        self._in_parts(plan.rows, part)
+        self._in_parts(range(plan.rows), part)
         return out
 
     @torch.no_grad()
@@ -117,7 +118,8 @@ class Denoiser:
             work = partial(self._clean, batch)
             self.graphs.run(("clean", batch.key), work, (latents[rows.start : rows.stop],))
 
-        self._in_parts(plan.rows, part)
+        for rows in row_ranges(plan.rows, self.clean_rows):
+            self._in_parts(rows, part)
 
     def flow(self, batch: Batch, x: Tensor, timestep: float) -> Tensor:
         """One forward, [B, F, C, h, w]."""
@@ -184,14 +186,14 @@ class Denoiser:
         self.texts[len(texts)] = tuple(texts), mine
         return mine
 
-    def _in_parts(self, rows: int, run: Callable[[range], None]) -> None:
-        """``run`` over ranges of at most ``most_rows``; where memory runs out, of half as many from now on.
+    def _in_parts(self, rows: range, run: Callable[[range], None]) -> None:
+        """``run`` over parts of ``rows`` of at most ``most_rows``; where memory runs out, of half as many from now on.
 
         A row's result does not depend on the range it is in but for rounding: its draws are its own.
         """
-        first = 0
-        while first < rows:
-            size = min(self.most_rows or rows, rows - first)
+        first = rows.start
+        while first < rows.stop:
+            size = min(self.most_rows or len(rows), rows.stop - first)
             try:
                 run(range(first, first + size))
                 first += size

@@ -18,7 +18,7 @@ from runtime.kernels.dispatch import implementation
 from runtime.lanes import Lanes
 from runtime.lines import Drawn, Line, Round, Turn, Video, rows_in
 from runtime.memory import KVPool, Lease
-from runtime.parts import Parts, blocks_of
+from runtime.parts import Parts, blocks_of, build_policy_of
 from runtime.recaching import Recaching
 from runtime.recipe import Recipe, build_recipe, check_own
 from runtime.remembering import Remembering
@@ -62,10 +62,11 @@ class Engine:
             run.decoder_rows or run.batch_rows,
             scoring,
             self.denoiser.graphs.mode,
+            run.litters,
         )
         self.lanes = Lanes(device, run.overlap)
         self.clock = StageClock(device)
-        self.drawing = Drawing(parts, self.denoiser, self.decoding, self.clock)
+        self.drawing = Drawing(parts, self.denoiser, self.decoding, self.clock, run.litters)
         self.recaching = Recaching(self.denoiser, generator.encode, self.clock)
         self.remembering = Remembering(self.denoiser, wasteful)
         self.speculation = Speculation(self.drawing, self.denoiser)
@@ -169,7 +170,8 @@ class Engine:
         check_own(settings, self.settings, parts.video is not None)
         models = parts.image, parts.video
         rooms = settings.reward, settings.memory
-        scorer = Scorer(*models, *rooms, settings.released, self.batch_rows)
+        rows = build_policy_of(settings).litter if settings.run.litters else self.batch_rows
+        scorer = Scorer(*models, *rooms, settings.released, rows)
         return build_recipe(settings, generator, self.pool, scorer)
 
     def begin(
@@ -203,7 +205,7 @@ class Engine:
         places = [self._place(line) for line in lines]
         lines, drawn = self._next(lines, places)
         with stage("decode"):
-            newest = self.decoding.newest(drawn.branches, drawn.latents)
+            newest = self.decoding.newest(drawn.branches, drawn.latents, drawn.litters)
         verdicts, ahead = self.judging.judge(lines, drawn, newest, places)
         with stage("select"):
             choices = chosen(lines, drawn, verdicts)
@@ -256,9 +258,9 @@ class Engine:
             return survivors[0]
         place = Place(video.prompt, self.fps, recipe.chunks - 1, recipe.chunks)
         chunks = recipe.chunks - video.scene.chunk  # what the prompt at hand is about
-        frames = torch.stack([video.emitter.whole(survivor, chunks) for survivor in survivors])
-        scores = recipe.scorer.rate_whole(frames, place, self.parts.final)
-        return survivors[best_of(scores)]
+        wholes = [video.emitter.whole(survivor, chunks) for survivor in survivors]
+        alone = recipe.settings.run.litters
+        return survivors[best_of(recipe.scorer.rate_whole(wholes, place, self.parts.final, alone))]
 
 
 def _roomy(line: Line) -> tuple[Trajectory, ...]:

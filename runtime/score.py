@@ -68,10 +68,19 @@ class Scorer:
         return scores.double().cpu().tolist()
 
     def rate_whole(
-        self, frames: Tensor, place: Place, model: RewardModel | None = None
+        self,
+        videos: Sequence[Tensor],
+        place: Place,
+        model: RewardModel | None = None,
+        alone: bool = False,
     ) -> list[float]:
-        """What ``model`` (default: the video reward) thinks of whole videos, [B, T, 3, H, W] -> B numbers on the host."""
-        return self.on_host(self._rate(model or self.video, Window(frames), place, "final"))
+        """What ``model`` (default: the video reward) thinks of whole videos, each [T, 3, H, W], as numbers on the host.
+
+        ``alone``: each is rated by itself, so that its score does not depend on its company.
+        """
+        stacks = [frames[None] for frames in videos] if alone else [torch.stack(list(videos))]
+        rated = [self._rate(model or self.video, Window(one), place, "final") for one in stacks]
+        return self.on_host(torch.cat(rated))
 
     def decide(
         self, branches: Sequence[Branch], shorts: Tensor, longs: Tensor, place: Place

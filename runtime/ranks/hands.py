@@ -50,7 +50,7 @@ class Hands:
         lines, where = [line], [self.place(line)]
         drawn = engine.drawing.draw_these(lines, [branches], where)
         with engine.clock.stage("decode"):
-            newest = engine.decoding.newest(branches, drawn.latents)
+            newest = engine.decoding.newest(branches, drawn.latents, drawn.litters)
         (verdicts,), _ = engine.judging.judge(lines, drawn, newest, where)
         if isinstance(verdicts, RuntimeError):
             raise verdicts
@@ -81,6 +81,7 @@ class Hands:
         video, recipe = line.video, line.video.recipe
         place = Place(video.prompt, self.engine.fps, recipe.chunks - 1, recipe.chunks)
         chunks = recipe.chunks - video.scene.chunk  # what the prompt at hand is about
-        frames = torch.stack([video.emitter.whole(one, chunks) for one in line.survivors])
-        return recipe.scorer.rate_whole(frames, place, self.engine.parts.final)
+        wholes = [video.emitter.whole(one, chunks) for one in line.survivors]
+        alone = recipe.settings.run.litters
+        return recipe.scorer.rate_whole(wholes, place, self.engine.parts.final, alone)
 
