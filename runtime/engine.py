@@ -181,12 +181,14 @@ class Engine:
         lease: Lease,
         watch: Watch | None = None,
         number: int = 0,
+        scene: Scene | None = None,
     ) -> Line:
-        """A video before its first chunk. Whoever closes ``lease`` gives its memory back."""
+        """A video before its first chunk, or in the ``scene`` that it had reached. Closing ``lease`` gives its memory back."""
+        scene = scene or scenes[0]
         with self.clock.stage("text"):
-            text = self.parts.generator.encode(scenes[0].prompt)
+            text = self.parts.generator.encode(scene.prompt)
         emitter = Emitter(recipe.settings.search.horizon_chunks)
-        video = Video(number, scenes, scenes[0], text, recipe, lease, emitter, watch)
+        video = Video(number, scenes, scene, text, recipe, lease, emitter, watch)
         return Line(video, (Trajectory(),))
 
     @torch.no_grad()
@@ -243,11 +245,11 @@ class Engine:
         spent = self.clock.take()
         for turn in turns:
             video = turn.video
-            if video.watch is not None:
+            if video.watch is not None and turn.error is None:
                 times = spent if turn is turns[-1] else {}
                 who = turn.candidates, turn.kept, turn.survivors
-                place = turn.index, video.recipe.chunks
-                video.watch(ChunkRecord(*place, *who, frames[turn.span], times, video.number))
+                chunks, seen = video.recipe.chunks, frames[turn.span]
+                video.watch(ChunkRecord(turn.index, chunks, *who, seen, times, video.number))
         return spent
 
     def _best(self, line: Line) -> Trajectory:

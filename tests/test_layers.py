@@ -63,6 +63,7 @@ HALVES = {
     "runtime.backends",
     "runtime.standins",
     "runtime.recaching",
+    "runtime.packing",
     "runtime.recipe",
     "runtime.judging",
     "runtime.settling",
@@ -101,6 +102,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     **dict.fromkeys(HALVES, NOUNS | SERVICES | ROOMS | HALVES),
     "runtime.sizing": NOUNS | SERVICES | ROOMS | HALVES,
     "runtime.engine": NOUNS | SERVICES | ROOMS | HALVES | {"runtime.sizing"},
+    "runtime.resuming": {"runtime"},
     **dict.fromkeys(DOORS | OUTSIDE, {"runtime"}),
 }
 
