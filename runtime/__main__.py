@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING
 
 from runtime.arguments import Job, build_jobs, build_settings, check_files, parse
 from runtime.scenes import scenes_of, spelled
-from runtime.settings import Settings
+from runtime.settings import Launch, Settings, launch
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
+    from runtime.ranks.engine import RankedEngine
     from runtime.trace import TraceWriter
     from runtime.types import Chunk, ChunkEvent, ChunkRecord
     from runtime.video import VideoWriter
@@ -136,13 +137,40 @@ def main(
 
 def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
     settings, jobs = build_settings(options), build_jobs(options)
+    ranks = launch()
+    if ranks is not None:
+        return run_ranked(options, ranks, build)
     check_files(jobs)
     if settings.run.prompts == 0:
         from runtime.sizing import most_prompts
 
         count = min(most_prompts(settings), len(jobs))
         settings = settings.with_changes({"run.prompts": count})
-    engine = build(settings)
+    generate(build(settings), jobs, settings, options)
+
+
+def run_ranked(options: Namespace, ranks: Launch, build: Callable[[Settings], Engine]) -> None:
+    """``run`` as one of several processes: the first writes and reports, the others work."""
+    from runtime.ranks.door import ranked_engine
+
+    settings, jobs = build_settings(options), build_jobs(options)
+    if ranks.rank == 0:
+        check_files(jobs)
+    with ranked_engine(settings, ranks, options.rank_timeout, build) as engine:
+        if engine.idle:
+            complain("note", f"rank {ranks.rank} has no history to work on and waits: "
+                     f"there are {ranks.size} ranks for {engine.engine.policy.histories}")  # fmt: skip
+        if ranks.rank == 0:
+            generate(engine, jobs, settings, options)
+        else:
+            for _ in engine.stream_many([job.scenes for job in jobs]):
+                pass
+
+
+def generate(
+    engine: Engine | RankedEngine, jobs: Sequence[Job], settings: Settings, options: Namespace
+) -> None:
+    """All the videos, as many at a time as share a batch."""
     if strangers := strange_rewards(settings):
         complain("warning", f"{strangers} know the embedded world alone, not what {settings.run.generator} shows; "
                  "set reward.image and reward.video, or take a --preset")  # fmt: skip
@@ -160,7 +188,11 @@ def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
 
 
 def produce(
-    engine: Engine, jobs: Sequence[Job], settings: Settings, options: Namespace, label: str
+    engine: Engine | RankedEngine,
+    jobs: Sequence[Job],
+    settings: Settings,
+    options: Namespace,
+    label: str,
 ) -> None:
     """Prompts that share a batch, one video each. Whatever ends them early, the chunks before are in the files."""
     with contextlib.ExitStack() as stack:
@@ -184,7 +216,11 @@ def produce(
 
 
 def open_sinks(
-    engine: Engine, job: Job, settings: Settings, options: Namespace, stack: contextlib.ExitStack
+    engine: Engine | RankedEngine,
+    job: Job,
+    settings: Settings,
+    options: Namespace,
+    stack: contextlib.ExitStack,
 ) -> Sinks:
     """The files of one video, closed with ``stack``."""
     from runtime.trace import TraceWriter

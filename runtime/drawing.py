@@ -57,7 +57,9 @@ class Drawing:
         )
         with self.clock.stage("noise"):
             noise = self._noise(lines, expanded)
-        drawn = self._drawn(lines, Drawn(branches, spans_of(map(len, expanded)), texts, noise, noise))
+        drawn = self._drawn(
+            lines, Drawn(branches, spans_of(map(len, expanded)), texts, noise, noise)
+        )
         if lines[0].video.recipe.policy.draft_passes:
             return self._halved(lines, drawn, places)
         return self._denoised(lines, drawn, noise, None)

@@ -8,9 +8,9 @@ from queue import Queue
 from typing import TypeVar
 
 from runtime.engine import Engine
+from runtime.packing import Packed
 from runtime.ranks import wire
 from runtime.ranks.engine import RankedEngine
-from runtime.ranks.packing import Packed
 from runtime.ranks.world import check_trouble
 
 SECONDS = 60

@@ -103,6 +103,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     "runtime.sizing": NOUNS | SERVICES | ROOMS | HALVES,
     "runtime.engine": NOUNS | SERVICES | ROOMS | HALVES | {"runtime.sizing"},
     "runtime.resuming": {"runtime"},
+    "runtime.ranks": NOUNS | SERVICES | ROOMS | HALVES | {"runtime.engine", "runtime.packing"},
     **dict.fromkeys(DOORS | OUTSIDE, {"runtime"}),
 }
 

@@ -26,7 +26,10 @@ def check_supported(settings: Settings) -> None:
         "run.speculate": (settings.run.speculate, False),
         "run.schedule": (settings.run.schedule, "survivors"),
         "run.prompts": (settings.run.prompts, 1),
-        "search.policy": (settings.search.policy if settings.search.policy == "halving" else "", ""),
+        "search.policy": (
+            settings.search.policy if settings.search.policy == "halving" else "",
+            "",
+        ),
     }
     for name, (got, want) in wanted.items():
         if got != want:

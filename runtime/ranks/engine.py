@@ -22,9 +22,8 @@ from runtime.engine import Engine
 from runtime.ranks.agreement import check_alike, check_supported
 from runtime.ranks.deal import Board, dealt, decided, gathered, verdict_numbers
 from runtime.ranks.hands import Hands, Work
-from runtime.ranks.moving import bring_frames, carry_
+from runtime.ranks.moving import bring_frames, carried, packed_chunks, unpacked_chunks
 from runtime.ranks.owners import moves_between, rebalanced
-from runtime.ranks.packing import pack_chunks, unpack_chunks
 from runtime.ranks.state import State, tell
 from runtime.ranks.world import RankFailed, World
 from runtime.scenes import Prompts, Scene, scenes_of
@@ -45,10 +44,22 @@ class RankedEngine:
         self.hands = Hands(engine)
         check_alike(engine, world)
 
+        self.settings, self.fps, self.chunks = engine.settings, engine.fps, engine.chunks
+        self.batch_prompts = 1
+
     @property
     def idle(self) -> bool:
         """This rank has nothing to do: there are more ranks than histories."""
         return self.world.rank >= self.engine.policy.histories
+
+    @property
+    def implementations(self) -> dict[str, str]:
+        """Which implementation of each op runs; the same on all ranks."""
+        return self.engine.implementations
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """As ``Engine.unknown_words``."""
+        return self.engine.unknown_words(prompt)
 
     def stream(self, prompts: Prompts, *, watch: Watch | None = None) -> Iterator[ChunkEvent]:
         """As ``Engine.stream``. ``watch`` is called where it is given, and the ranks bring it all candidates' frames; of
@@ -56,8 +67,18 @@ class RankedEngine:
 
         Raises RankFailed on all ranks when one of them gives up, and RuntimeError there. Close it on all or on none.
         """
-        scenes = scenes_of(prompts, self.engine.chunks)
-        return self._stream(scenes, watch)
+        return self._stream(scenes_of(prompts, self.chunks), watch)
+
+    def stream_many(
+        self, prompts: Sequence[Prompts], *, watch: Watch | None = None
+    ) -> Iterator[tuple[int, ChunkEvent]]:
+        """``stream`` for several videos, one after the other: pairs of a video's index and its next settled chunk."""
+        told = [scenes_of(one, self.chunks) for one in prompts]
+        return (
+            (number, event)
+            for number, scenes in enumerate(told)
+            for event in self._stream(scenes, watch)
+        )
 
     def _stream(self, scenes: tuple[Scene, ...], watch: Watch | None) -> Iterator[ChunkEvent]:
         engine, world = self.engine, self.world
@@ -112,20 +133,21 @@ class RankedEngine:
         owner, what = state.board.owners[place], f"frames after chunk {state.line.index}"
         packed = None
         if owner == state.rank:
-            packed = pack_chunks(state.mine[place].unsettled[:count])
+            packed = packed_chunks(state.mine[place].unsettled[:count], self.engine.pool)
         with self.engine.clock.stage("emit"):
-            chunks = unpack_chunks(self.world.broadcast(what, packed, owner))
-        return state.line.video.emitter.flush(Trajectory(unsettled=chunks))
+            packed = self.world.broadcast(what, packed, owner)
+        video = state.line.video
+        return video.emitter.flush(Trajectory(unsettled=unpacked_chunks(packed, video.lease)))
 
     def _balanced(self, state: State) -> State:
         """Histories move where ranks have more than their share of them."""
-        before, mine = state.board.owners, state.mine
+        before = state.board.owners
         after = rebalanced(before, self.world.size)
         if state.line.done or before == after:
             return state
         with self.engine.clock.stage("move"):
-            for move in moves_between(before, after):
-                carry_(move, mine, self.world, state.line.video.lease)
+            moves = moves_between(before, after)
+            mine = carried(moves, state.mine, self.world, state.line.video.lease)
         return state.with_mine(mine, after)
 
     @torch.no_grad()

@@ -84,4 +84,3 @@ class Hands:
         wholes = [video.emitter.whole(one, chunks) for one in line.survivors]
         alone = recipe.settings.run.litters
         return recipe.scorer.rate_whole(wholes, place, self.engine.parts.final, alone)
-

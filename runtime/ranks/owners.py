@@ -23,7 +23,9 @@ class Move:
 def first_owners(litters: int, ranks: int) -> tuple[int, ...]:
     """Who draws which of the first chunk's litters: neighbours together, as many for each rank as for any other."""
     _check_ranks(ranks)
-    return tuple(litter * ranks // litters if litters > ranks else litter for litter in range(litters))
+    return tuple(
+        litter * ranks // litters if litters > ranks else litter for litter in range(litters)
+    )
 
 
 def rebalanced(owners: Sequence[int], ranks: int) -> tuple[int, ...]:

@@ -38,9 +38,7 @@ class State:
         def rest(histories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
             return tuple(replace(one, unsettled=one.unsettled[settled:]) for one in histories)
 
-        line = replace(
-            self.line, survivors=rest(self.line.survivors), index=self.line.index + 1
-        )
+        line = replace(self.line, survivors=rest(self.line.survivors), index=self.line.index + 1)
         return replace(self, line=line, board=replace(self.board, ghosts=rest(self.board.ghosts)))
 
 

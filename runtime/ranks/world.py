@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from runtime.packing import Packed
 from runtime.ranks import wire
-from runtime.ranks.packing import Packed
 from runtime.settings import Launch
 
 MAX_TEXT_BYTES = 1 << 18

@@ -44,7 +44,9 @@ def test_first_litters_are_neighbours_and_evenly_divided(litters, ranks):
 def test_the_worst_histories_travel_to_the_emptiest_rank():
     assert rebalanced([0, 0, 0, 1], 2) == (0, 0, 1, 1)
     assert rebalanced([1, 1, 1, 1], 4) == (1, 3, 2, 0)
-    assert [(m.position, m.source, m.target) for m in moves_between([0, 0, 0, 1], [0, 0, 1, 1])] == [(2, 0, 1)]
+    assert [
+        (m.position, m.source, m.target) for m in moves_between([0, 0, 0, 1], [0, 0, 1, 1])
+    ] == [(2, 0, 1)]
 
 
 def test_a_rank_holds_its_share_alone_and_every_survivor_for_a_moment():
