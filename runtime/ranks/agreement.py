@@ -22,20 +22,18 @@ PIECE_BYTES = 1 << 24
 
 def check_supported(settings: Settings) -> None:
     """ValueError for what a video over several ranks cannot have."""
-    wanted = {
-        "run.speculate": (settings.run.speculate, False),
-        "run.schedule": (settings.run.schedule, "survivors"),
-        "run.prompts": (settings.run.prompts, 1),
-        "search.policy": (
-            settings.search.policy if settings.search.policy == "halving" else "",
-            "",
-        ),
+    search, run = settings.search, settings.run
+    asked = {
+        "search.policy": (search.policy, search.policy != "halving", "any other policy"),
+        "run.speculate": (run.speculate, not run.speculate, "false"),
+        "run.schedule": (run.schedule, run.schedule == "survivors", "survivors"),
+        "run.prompts": (run.prompts, run.prompts == 1, "1"),
     }
-    for name, (got, want) in wanted.items():
-        if got != want:
+    for name, (got, fits, want) in asked.items():
+        if not fits:
             raise ValueError(
-                f"{name}: want {want or 'another'} for a video over several ranks, got {got}; "
-                "start a single process for it"
+                f"{name}: want {want} for a video over several ranks, got {got}; "
+                "start a single process for that"
             )
 
 

@@ -119,7 +119,7 @@ class RankedEngine:
         settled = self._shown(state, 0, count)
         spent = clock.take()
         for watcher in watching:
-            frames = bring_frames(world, deal, work and work.newest.frames, watcher)
+            frames = bring_frames(world, deal, work.newest.frames if work else None, watcher)
             if frames is not None:
                 tell(state, outcome, frames, spent)
         after = self._balanced(state.next(count))

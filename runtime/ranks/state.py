@@ -53,6 +53,6 @@ def tell(state: State, outcome: Outcome, frames: Tensor, spent: Mapping[str, flo
         mine.get(place) or replace(ghost, unsettled=())
         for place, ghost in enumerate(state.board.ghosts)
     )
-    where = state.line.index, video.recipe.chunks
+    index, chunks = state.line.index, video.recipe.chunks
     who = outcome.candidates, outcome.kept, survivors
-    video.watch(ChunkRecord(*where, *who, frames, dict(spent), video.number))
+    video.watch(ChunkRecord(index, chunks, *who, frames, dict(spent), video.number))

@@ -31,8 +31,11 @@ class RankFailed(RuntimeError):
 class World(Protocol):
     """The ranks of one video, as one of them sees them."""
 
-    rank: int
-    size: int
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
 
     def exchange(
         self, what: str, numbers: Sequence[float], width: int, trouble: str = ""

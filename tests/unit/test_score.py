@@ -9,7 +9,6 @@ from runtime.score import Place, Scorer, best_of, image_weight
 from runtime.settings import MemorySettings, RewardSettings
 from runtime.types import Branch, Clip, Route, Trajectory
 from runtime.window import Window
-from tests.tiny import ByRow
 
 NAN, INF = math.nan, math.inf
 PLACE = Place("a prompt", 16, 4, 11)
