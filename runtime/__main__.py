@@ -159,7 +159,7 @@ def run_ranked(options: Namespace, ranks: Launch, build: Callable[[Settings], En
     with ranked_engine(settings, ranks, options.rank_timeout, build) as engine:
         if engine.idle:
             complain("note", f"rank {ranks.rank} has no history to work on and waits: "
-                     f"there are {ranks.size} ranks for {engine.engine.policy.histories}")  # fmt: skip
+                     f"there are {ranks.size} ranks for histories = {engine.engine.policy.histories}")  # fmt: skip
         if ranks.rank == 0:
             generate(engine, jobs, settings, options)
         else:

@@ -7,6 +7,7 @@ one fails, the store in which every rank notes how far it is tells whose fault i
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,8 @@ from runtime.settings import Launch
 
 MAX_TEXT_BYTES = 1 << 18
 TROUBLE_CHARACTERS = 800
+JOIN_SECONDS = 300.0  # processes load libraries at different speeds
+STAY_SECONDS = 3.0
 
 
 class RankFailed(RuntimeError):
@@ -72,31 +75,47 @@ class Processes:
 
     @staticmethod
     def join(launch: Launch, device: torch.device, timeout_s: float) -> Processes:
-        """Meet the other processes that torchrun started. RuntimeError when they do not come within the time limit."""
+        """Meet the other processes that torchrun started. RuntimeError when they do not come.
+
+        ``timeout_s`` is how long each waits for a word of the others from then on.
+        """
+        first = timedelta(seconds=max(timeout_s, JOIN_SECONDS))
         limit = timedelta(seconds=timeout_s)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
-            store, rank, size = next(dist.rendezvous("env://", timeout=limit))
-            store.set_timeout(limit)
+            store, rank, size = next(dist.rendezvous("env://", timeout=first))
             mine = Processes(rank, size, dist.PrefixStore("video", store), device, timeout_s)
-            mine._note("the start")
+            mine._note("the start", 1)
+            mine.store.wait([f"doing/{one}" for one in range(size)], first)
             group = dist.PrefixStore("group", store)
             dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=limit)
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise RuntimeError(
-                f"rank {launch.rank} of {launch.size} cannot meet the others within {timeout_s:g} s ({reason})"
+                f"rank {launch.rank} of {launch.size} cannot meet the others ({reason})"
             ) from error
+        store.set_timeout(limit)
         return mine
 
     def leave(self, trouble: str = "") -> None:
-        """Tell the others why, and go; they need not wait for a rank that is not there."""
-        if trouble:
-            with contextlib.suppress(RuntimeError):  # the store may be what failed
+        """Go, and tell the others why; they need not wait for a rank that is not there."""
+        with contextlib.suppress(RuntimeError):  # the store may be what failed
+            if trouble:
                 self.store.set(f"trouble/{self.rank}", trouble[:TROUBLE_CHARACTERS])
+            self.store.set(f"left/{self.rank}", "")
         if dist.is_initialized():
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
+        if trouble and self.rank == 0:
+            self._stay()
+
+    def _stay(self) -> None:
+        """Without torchrun the store lives in rank 0: the others have a moment to read in it what went wrong."""
+        limit = time.monotonic() + STAY_SECONDS
+        left = [f"left/{rank}" for rank in range(self.size)]
+        with contextlib.suppress(RuntimeError):
+            while not self.store.check(left) and time.monotonic() < limit:
+                time.sleep(0.05)
 
     def exchange(
         self, what: str, numbers: Sequence[float], width: int, trouble: str = ""
@@ -125,14 +144,14 @@ class Processes:
             return self._deliver(packed, one) if packed else self._take(one)
 
     def send(self, what: str, packed: Packed, target: int) -> None:
-        with self._together(f"{what} for rank {target}"):
+        with self._together(f"{what} for rank {target}", target):
             self._deliver(packed, lambda x: dist.send(x, target))
 
     def receive(self, what: str, source: int) -> Packed:
         def one(x: Tensor) -> None:
             dist.recv(x, source)
 
-        with self._together(f"{what} of rank {source}"):
+        with self._together(f"{what} of rank {source}", source):
             return self._take(one)
 
     def _gather(self, what: str, mine: Tensor) -> list[Tensor]:
@@ -167,35 +186,35 @@ class Processes:
         return Packed(tree, tensors)
 
     @contextlib.contextmanager
-    def _together(self, what: str) -> Iterator[None]:
-        """Note that this rank got to ``what``; if the others do not, tell whose fault it is."""
+    def _together(self, what: str, other: int | None = None) -> Iterator[None]:
+        """Note that this rank got to ``what``, which is with all, or with one ``other``; tell whose fault it is if it fails."""
         try:
-            self._note(what)
+            self._note(what, other is None)
             yield
-        except RankFailed:
-            raise
         except RuntimeError as error:
-            raise RankFailed(self._blame(what, error)) from error
+            raise RankFailed(self._blame(what, other, error)) from error
 
-    def _note(self, what: str) -> None:
-        steps = self.store.add(f"steps/{self.rank}", 1)
-        self.store.set(f"doing/{self.rank}", f"{steps} {what}")
+    def _note(self, what: str, steps: int) -> None:
+        """``steps`` counts what all do together, so whoever has fewer is behind."""
+        self.store.add(f"steps/{self.rank}", int(steps))
+        self.store.set(f"doing/{self.rank}", what)
 
-    def _blame(self, what: str, error: RuntimeError) -> str:
+    def _blame(self, what: str, other: int | None, error: RuntimeError) -> str:
         """A sentence that names the rank that made ``what`` fail."""
+        here = f"rank {self.rank} was at {what!r}"
         try:
             others = [rank for rank in range(self.size) if rank != self.rank]
             for rank in others:
                 if self.store.check([f"trouble/{rank}"]):
                     return f"rank {rank} gave up: {self.store.get(f'trouble/{rank}').decode()}"
-            steps = {rank: self.store.add(f"steps/{rank}", 0) for rank in others}
+            steps = {rank: (self.store.add(f"steps/{rank}", 0), rank != other) for rank in others}
             last = min(others, key=lambda rank: steps[rank])
-            at = self.store.get(f"doing/{last}").decode().partition(" ")[2]
+            at = self.store.get(f"doing/{last}").decode()
         except RuntimeError:
-            return f"rank 0, which keeps the others in touch, is gone; this was rank {self.rank} at {what!r}"
-        gone = "closed" in str(error).lower() or "reset" in str(error).lower()
+            return f"rank 0, which keeps the others in touch, is gone; {here}"
+        gone = any(word in str(error).lower() for word in ("closed", "reset"))
         how = "has died" if gone else f"has not answered within {self.timeout_s:g} s"
-        return f"rank {last} {how}: the last that was heard of it is {at!r}, when rank {self.rank} was at {what!r}"
+        return f"rank {last} {how}: the last that was heard of it is {at!r}; {here}"
 
 
 def check_trouble(troubles: Sequence[str]) -> None:
