@@ -63,6 +63,8 @@ HALVES = {
     "runtime.backends",
     "runtime.standins",
     "runtime.recaching",
+    "runtime.costs",
+    "runtime.budget",
 }  # of the engine, too long for one file
 DOORS = {
     "runtime.__init__",
