@@ -113,6 +113,7 @@ class Budget:
         self._rungs = rungs(most)
         self._at: Rung | None = None  # what the chunk before aimed at
         self._next = self._rungs[-1]  # what the chunk that is chosen for aims at
+        self._on_floor = False  # the last chunk was drawn as cheaply as there is
         self._others = 0.0  # rows of the other videos in this one's last batch
         self._outside = deque([0.0], maxlen=5)  # wall time beyond the stages, lately
         self._since_up = SETTLED
@@ -151,7 +152,8 @@ class Budget:
             )
             expansions = next(fitting, 1)
         floor = self._predict(self._rungs[0], frames)
-        fits = floor <= allowed * BAND
+        # Said of what was tried, not of what a line over larger sizes makes of it.
+        fits = floor <= allowed * BAND or not self._on_floor
         if not fits:
             why = f"one candidate takes {floor:.0f} ms, {self.pace_fps:g} FPS allow {allowed:.0f}"
         predicted = self._predict((histories, expansions, stride), frames, now)
@@ -201,7 +203,7 @@ class Budget:
         allowed = 1e3 * frames / self.pace_fps
         self._outside.append(took - inside)
         self._others = max(0.0, rows / share - rows)
-        self.costs.observe(self._work(rows, kept, frames, choice.stride), stages)
+        self.costs.observe(self._work(rows, kept, frames, choice.stride), stages, self)
         self.balance_ms = min(
             max(self.balance_ms + allowed - took, -DEBT * allowed), CREDIT * allowed
         )
@@ -209,6 +211,7 @@ class Budget:
         up = self._at is not None and self._rungs.index(self._next) > self._rungs.index(self._at)
         self._since_up = 0 if up else self._since_up + 1
         self._at = self._next
+        self._on_floor = self._at == self._rungs[0] and rows == self._at[0] * self._at[1]
         self._chunks, self._kept_frames = self._chunks + 1, self._kept_frames + frames
         self._kept_ms += took
         self._chosen[choice.histories, choice.expansions, choice.stride] += 1

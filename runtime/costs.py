@@ -35,7 +35,7 @@ KEPT = 5  # samples of one size; the oldest goes
 SIZES = 64  # sizes remembered per stage; the one that was not seen for longest goes
 STALE = 200  # turns after which a size is learnt anew when it comes back
 JUMP = 1.25  # the same work taking this much more, or less, twice in a row: another pace
-FIRST = 1.5  # how far off the line a single sample of a new size is believed
+FIRST = 1.5  # how far above the line the first sample of a size is believed
 MAX_BYTES = 2**20
 
 
@@ -69,22 +69,26 @@ class Costs:
     _stages: dict[str, dict[float, Size]] = field(default_factory=dict)
     _ratios: list[float] = field(default_factory=list)  # of the turns before, to what was expected
     _last: tuple[Work, dict[str, float]] | None = None
+    _told: set[int] = field(default_factory=set)  # who told of it
     _lines: dict[str, tuple[float, float]] = field(default_factory=dict)  # until the next turn
 
     @property
     def known(self) -> bool:
         return bool(self._stages)
 
-    def observe(self, work: Work, stage_ms: Mapping[str, float]) -> None:
-        """Learn from one turn. The same turn told twice, by two of its videos, counts once."""
+    def observe(self, work: Work, stage_ms: Mapping[str, float], teller: object = None) -> None:
+        """Learn from one turn. The same turn told by each of its videos, the tellers, counts once."""
         times = {
             name: float(ms)
             for name, ms in stage_ms.items()
             if name not in ONCE and math.isfinite(ms) and ms >= 0
         }
-        if not times or self._last == (work, times):
+        if not times:
             return
-        self._last = work, times
+        if self._last == (work, times) and id(teller) not in self._told:
+            self._told.add(id(teller))
+            return
+        self._last, self._told = (work, times), {id(teller)}
         self.turns += 1
         self._follow_pace_(work, times)
         for name, ms in times.items():
@@ -159,8 +163,7 @@ class Costs:
             return
         if sizes:
             fixed, each = self._line(name)
-            expected = fixed + each * amount
-            ms = min(max(ms, expected / FIRST), expected * FIRST)
+            ms = min(ms, FIRST * (fixed + each * amount))  # a hiccup is never too fast
         sizes[amount] = Size([ms], self.turns)
         if len(sizes) > SIZES:
             del sizes[min(sizes, key=lambda x: sizes[x].turn)]

@@ -17,8 +17,8 @@ def work(rows: float, kept: float = 2, pictures: float = 24) -> Work:
 def seen(*turns: tuple[float, float]) -> Costs:
     """Costs that saw (rows, ms) of the denoise stage."""
     costs = Costs()
-    for number, (rows, ms) in enumerate(turns):
-        costs.observe(work(rows), {"denoise": ms + number * 1e-9})  # no two turns are the same
+    for rows, ms in turns:
+        costs.observe(work(rows), {"denoise": ms})
     return costs
 
 
@@ -93,12 +93,13 @@ def test_two_chunks_that_disagree_about_the_pace_change_nothing():
 
 
 def test_a_turn_told_by_each_of_its_videos_counts_once():
-    costs = Costs()
-    for _ in range(4):
-        costs.observe(work(4), {"denoise": 100.0})
-    assert costs.turns == 1
-    costs.observe(work(4), {"denoise": 101.0})
-    assert costs.turns == 2
+    costs, videos = Costs(), [object(), object(), object()]
+    for turn in (1, 2):
+        for video in videos:
+            costs.observe(work(4), {"denoise": 100.0}, video)
+        assert costs.turns == turn, "the same times again, from the same video, are another turn"
+    costs.observe(work(4), {"denoise": 101.0}, videos[1])
+    assert costs.turns == 3
 
 
 def test_times_that_are_no_times_are_left_out():
