@@ -227,8 +227,8 @@ class Budget:
     def _work(self, rows: int, kept: int, frames: int, stride: int) -> Work:
         """The whole turn's. What the other videos keep and look at is taken to be like this one's."""
         total = rows + self._others
-        pictures = rows * math.ceil(frames / stride)
-        pictures += self._others * math.ceil(frames / self.most[2])
+        others = self._others * math.ceil(frames / self.most[2])
+        pictures = rows * math.ceil(frames / stride) + others
         return Work(total, kept * total / rows, pictures)
 
     def report(self) -> str:

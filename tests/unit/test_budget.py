@@ -16,7 +16,6 @@ from runtime.budget import (
     Budget,
     Choice,
     rungs,
-    worth,
 )
 from runtime.costs import Costs, Work
 from tests.simulated_engine import PICTURES, SPRITES, Simulated
