@@ -216,7 +216,7 @@ def _read_content(path: Path) -> dict[str, Any]:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_TREE_BYTES:
             raise ValueError(f"{path}: want at most {MAX_TREE_BYTES} bytes, got {size}")
-        raw = file.read(MAX_TREE_BYTES + 1)
+        raw = file.read(size)
     front = FRONT.match(raw)
     if front is None:
         raise ValueError(f"{path}: is not the beginning of a snapshot")
