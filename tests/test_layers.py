@@ -64,6 +64,9 @@ HALVES = {
     "runtime.standins",
     "runtime.recaching",
     "runtime.snapshot",
+    "runtime.recipe",
+    "runtime.judging",
+    "runtime.settling",
 }  # of the engine, too long for one file
 DOORS = {
     "runtime.__init__",
