@@ -17,7 +17,7 @@ from runtime.search import SearchPolicy
 from runtime.settings import MemorySettings, NoiseSettings, Settings
 
 # Of ``reward`` and ``search`` only these may differ between the videos of one engine: the rest is built into it.
-OWN_REWARD = ("window_chunks", "tau", "stride")
+OWN_REWARD = ("window_chunks", "tau", "stride", "on_error")
 
 
 @dataclass(frozen=True)
