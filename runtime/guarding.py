@@ -55,10 +55,8 @@ class Guarded:
         if self._errand is None:
             answer = self._asked(clip)
         else:
-            answer = self._errand.run(lambda: self._asked(clip), clip.frames, self.deadline_s)
-            answer = answer or self._out(clip, "late", f"not there after {self.deadline_s} s")
-        for incident in answer.incidents:
-            log.warning("%s", incident.sentence)
+            there = self._errand.run(lambda: self._asked(clip), clip.frames, self.deadline_s)
+            answer = there or self._out(clip, "late", f"not there after {self.deadline_s} s")
         self._incidents += answer.incidents
         return answer.scores
 

@@ -5,6 +5,7 @@ The one place between noise and selection where numbers come to the host: one co
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from runtime.types import (
     row_ranges,
 )
 from runtime.window import Window
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +85,17 @@ class Scorer:
 
     def best(self, frames: Tensor, place: Place, model: RewardModel | None = None) -> int:
         """The row of whole videos [K, T, 3, H, W] that ``model`` (default: the video reward) likes most, the earliest
-        of equals; a score that is not finite never wins unless none is."""
+        of equals; a score that is not finite never wins unless none is.
+
+        RuntimeError, with the reasons, where the model failed for all of them and ``reward.on_error`` says so.
+        """
         scores = self.on_host(self._rate(model or self.video, Window(frames), place, "final"))
+        failed = self._failed("final", place)
+        if len(failed) == len(scores) and self.reward.on_error == "fail":
+            raise RuntimeError(
+                f"none of the {len(scores)} videos has a final score: {self._reasons(place)}; mend the reward, or set "
+                "reward.on_error='degrade' to take the best by its newest chunk"
+            )
         return max(
             range(len(scores)), key=lambda row: (math.isfinite(scores[row]), scores[row], -row)
         )
@@ -108,16 +120,16 @@ class Scorer:
 
     def _note_unfinite(self, role: str, scores: Sequence[float], place: Place) -> None:
         """Notes candidates whose score is no number though nothing failed."""
-        failed = {
-            row
-            for incident in self._incidents.get(place.number, ())
-            if incident.role == role and incident.chunk == place.chunk
-            for row in incident.rows
-        }
-        rows = [row for row, score in enumerate(scores) if not math.isfinite(score)]
-        if rows := [row for row in rows if row not in failed]:
+        unfinite = {row for row, score in enumerate(scores) if not math.isfinite(score)}
+        if rows := sorted(unfinite - self._failed(role, place)):
             reason = f"the model returns {scores[rows[0]]} for {len(rows)} of {len(scores)}"
             self._note(Incident(role, place.chunk, tuple(rows), reason, "not finite"), place)
+
+    def _failed(self, role: str, place: Place) -> set[int]:
+        """Rows that a reward failed to judge at this place."""
+        noted = self._incidents.get(place.number, ())
+        here = [one for one in noted if one.role == role and one.chunk == place.chunk]
+        return {row for incident in here for row in incident.rows}
 
     def _fused(
         self, branches: Sequence[Branch], table: Sequence[Sequence[float]], place: Place
@@ -173,6 +185,7 @@ class Scorer:
         return torch.cat([score.to(scores[0].device) for score in scores])
 
     def _note(self, incident: Incident, place: Place) -> None:
+        log.warning("%s", incident.sentence)
         self._incidents.setdefault(place.number, []).append(incident)
 
     def _judge(

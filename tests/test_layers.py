@@ -66,6 +66,7 @@ HALVES = {
     "runtime.standins",
     "runtime.recaching",
     "runtime.snapshot",
+    "runtime.packing",
     "runtime.recipe",
     "runtime.judging",
     "runtime.settling",
@@ -105,6 +106,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     **dict.fromkeys(HALVES, NOUNS | SERVICES | ROOMS | HALVES),
     "runtime.sizing": NOUNS | SERVICES | ROOMS | HALVES,
     "runtime.engine": NOUNS | SERVICES | ROOMS | HALVES | {"runtime.sizing"},
+    "runtime.resuming": {"runtime"},
     **dict.fromkeys(DOORS | OUTSIDE, {"runtime"}),
 }
 
