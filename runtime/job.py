@@ -17,7 +17,7 @@ from runtime.budget import Budget
 from runtime.packing import Packed
 from runtime.request import JobCancelled, JobFailed, Request
 from runtime.scenes import check_prompt
-from runtime.types import ChunkEvent
+from runtime.types import ChunkEvent, Incident
 
 ENDED = ("done", "failed", "cancelled")
 Wish = TypeVar("Wish")
@@ -46,6 +46,9 @@ class Job:
         self.submitted = time.monotonic()
         self.chunks = self.made = 0  # of the whole video, and so far
         self.budget: Budget | None = None  # what it chose and kept, once it runs with one
+        self.incidents: tuple[
+            Incident, ...
+        ] = ()  # rewards that failed: any makes it a degraded video
         self._wake = wake
         self._changed = threading.Condition()
         self._state, self._reason = "queued", ""

@@ -17,7 +17,7 @@ from runtime.search import SearchPolicy
 from runtime.settings import MemorySettings, NoiseSettings, Settings
 
 # Of ``reward`` only these may differ between the videos of one engine: the rest is built into it.
-OWN_REWARD = ("window_chunks", "tau", "stride")
+OWN_REWARD = ("window_chunks", "tau", "stride", "on_error")
 # How much an engine holds is no video's business.
 NOBODYS = ("prompts", "memory_share", "verify")
 

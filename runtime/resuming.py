@@ -19,6 +19,7 @@ from runtime.engine import Engine
 from runtime.lines import Line
 from runtime.memory import Lease
 from runtime.packing import Packed, Packer, Unpacker, plain
+from runtime.recipe import OWN_REWARD
 from runtime.scenes import Scene
 from runtime.settings import Settings
 from runtime.types import Watch
@@ -44,7 +45,7 @@ def identity(engine: Engine) -> str:
     reward = dataclasses.asdict(engine.settings.reward)
     named = {f"run.{name}": value for name, value in run.items() if name not in FREE}
     named |= {f"reward.{name}": value for name, value in reward.items()}
-    for own in ("window_chunks", "tau", "stride"):  # every video's own
+    for own in OWN_REWARD:
         named.pop(f"reward.{own}")
     named |= {
         "fidelity": engine.settings.fidelity,

@@ -100,17 +100,22 @@ class Turning:
         """Until closed."""
         device = self.engine.pool.kv.device
         place = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        end = "cancelled", "the engine was closed"
         with place:
-            while not self._closing:
-                self._boundary()
-                if riders := self._ready():
-                    self._turn(riders)
-                else:
-                    self._sleep()
-            for ride in list(self.rides):
-                self._end(ride, "cancelled", "the engine was closed")
-            for one in list(self.waiting):
-                self._end(one, "cancelled", "the engine was closed")
+            try:
+                while not self._closing:
+                    self._boundary()
+                    if riders := self._ready():
+                        self._turn(riders)
+                    else:
+                        self._sleep()
+            except BaseException as error:
+                end = "failed", f"the engine's thread ended: {type(error).__name__}: {error}"
+                raise
+            finally:  # whatever happens: nobody waits for what will never come
+                self.close()
+                for one in [*self.rides, *self.waiting]:
+                    self._end(one, *end)
 
     def _sleep(self) -> None:
         """Until something is wanted, or a deadline passes."""
@@ -185,6 +190,7 @@ class Turning:
         def guarded(record: ChunkRecord) -> None:
             ride.job.made = record.index + 1
             ride.kept, ride.frames = len(record.kept), record.frames.shape[1]
+            ride.job.incidents += record.incidents
             self.tally.chunks += 1
             self.tally.frames += record.frames.shape[1]
             try:
@@ -276,6 +282,7 @@ class Turning:
             ride.job.add(events)
             self._end(ride, "failed", reason(error))
             return
+        ride.job.incidents += ride.line.video.recipe.scorer.incidents(ride.job.number)
         self.tally.routes.update(event.route.value for event in last)
         ride.job.add([*events, *last])
         self._end(ride, "done", "")
