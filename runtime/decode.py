@@ -7,31 +7,30 @@ Legend: B rows, F latent frames of a chunk, T pixel frames, K survivors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from runtime.graph import GraphRunner
+from runtime.portions import Portions
 from runtime.types import Branch, Decoder, Shown, row_ranges, take_rows
 from runtime.window import Window
+
+Part = TypeVar("Part")
+Litters = Sequence[range]
 
 
 @dataclass(frozen=True, slots=True)
 class Newest:
     """The newest chunk of every candidate as the rewards see it, and the states after it of what decoded it, by the rows
-    that were decoded together (None when cold): put into one they would lie twice in memory."""
+    that were decoded together (none when cold): put into one they would lie twice in memory."""
 
     frames: Tensor  # [B, T, 3, H, W]
     states: tuple[tuple[range, Any], ...] = ()
-
-    def parts(self, span: slice) -> list[range]:
-        """The rows of ``span`` as they were decoded together."""
-        first, last, _ = span.indices(len(self.frames))
-        clipped = [range(max(r.start, first), min(r.stop, last)) for r, _ in self.states]
-        return [rows for rows in clipped if rows]
 
     def state(self, row: int, decoder: Decoder) -> Any:
         """The state of one row."""
@@ -92,31 +91,29 @@ class Decoding:
     ) -> None:
         """``scoring`` decodes for the rewards; None: the decoder itself. ``graphs`` as ``GraphRunner`` has modes.
 
-        ``alone``: what is kept and not decoded yet is decoded row by row. Everywhere ``litters`` are rows that are
-        decoded with nobody else; (): with whoever fits.
+        ``alone``: what is kept and not decoded yet is decoded row by row. Everywhere ``litters`` are rows that are decoded
+        with nobody else; (): with whoever fits.
         """
         self.decoder = Recorded.over(decoder, graphs)
         self.scoring = Recorded.over(scoring, graphs) if scoring else None
         self.cold = cold
-        self.batch_rows = batch_rows
+        advice = "lower run.decoder_rows or set run.decoder_tile"
+        self.portions = Portions(batch_rows, "decode", advice)
         self.alone = alone
 
-    def newest(
-        self, branches: Sequence[Branch], latents: Tensor, litters: Sequence[range] = ()
-    ) -> Newest:
+    def newest(self, branches: Sequence[Branch], latents: Tensor, litters: Litters = ()) -> Newest:
         """The newest chunk as the image reward sees it. latents [B, F, C, h, w]."""
-        parts = self._batches(latents, litters)
         if self.cold:
-            return Newest(self._cold(latents, parts), tuple((rows, None) for rows in parts))
+            return Newest(self._cold(latents, litters))
         if self.scoring:
             past = [branch.parent.scoring for branch in branches]
-            return Newest(*self._stream(self.scoring, past, latents, parts))
-        return Newest(*self._stream(self.decoder, _states(branches), latents, parts))
+            return Newest(*self._stream(self.scoring, past, latents, litters))
+        return Newest(*self._stream(self.decoder, _states(branches), latents, litters))
 
-    def preview(self, latents: Tensor, litters: Sequence[range] = ()) -> Tensor:
+    def preview(self, latents: Tensor, litters: Litters = ()) -> Tensor:
         """One frame of every row, [B, 1, 3, H, W]: its last latent frame as if a video began with it. A twelfth of the
         work of a chunk, to judge what is not finished. latents [B, F, C, h, w]."""
-        return self._cold(latents[:, -1:], self._batches(latents, litters))
+        return self._cold(latents[:, -1:], litters)
 
     def windows(
         self,
@@ -125,28 +122,25 @@ class Decoding:
         latents: Tensor,
         newest: Newest,
         chunks: Sequence[int],
+        litters: Litters = (),
     ) -> list[Window]:
         """The recent window as the video reward sees it, for the rows of each span: at most ``chunks`` of them, and no
         longer than its video's scene."""
         if self.cold:
             return [
-                Window(
-                    torch.cat(
-                        [
-                            self._cold_window(branches, latents, rows, most - 1)
-                            for rows in newest.parts(span)
-                        ]
-                    )
-                )
-                for span, most in zip(spans, chunks, strict=True)
+                self._cold_windows(branches[s], latents[s], most - 1, within(s, litters))
+                for s, most in zip(spans, chunks, strict=True)
             ]
         return [
-            Window(
-                newest.frames[span],
-                tuple(_last(branch.parent.frames, most - 1) for branch in branches[span]),
-            )
-            for span, most in zip(spans, chunks, strict=True)
+            Window(newest.frames[s], tuple(_last(b.parent.frames, most - 1) for b in branches[s]))
+            for s, most in zip(spans, chunks, strict=True)
         ]
+
+    def _cold_windows(
+        self, branches: Sequence[Branch], latents: Tensor, past: int, litters: Litters
+    ) -> Window:
+        cold = partial(self._cold_window, branches, latents, past)
+        return Window(torch.cat(self._parts(latents, cold, litters)))
 
     def shown(
         self, branches: Sequence[Branch], latents: Tensor, newest: Newest, kept: Sequence[int]
@@ -161,9 +155,8 @@ class Decoding:
                 for frames in [newest.frames[row]]
             ]
         parents = _states([branches[row] for row in kept])
-        rows = take_rows(latents, kept)
-        parts = row_ranges(len(kept), 1) if self.alone else self._batches(rows)
-        real = Newest(*self._stream(self.decoder, parents, rows, parts))
+        litters = row_ranges(len(kept), 1) if self.alone else ()
+        real = Newest(*self._stream(self.decoder, parents, take_rows(latents, kept), litters))
         states = [real.state(place, self.decoder) for place in range(len(kept))]
         if self.cold or self.scoring is None:
             return [
@@ -175,23 +168,28 @@ class Decoding:
         ]
 
     def _stream(
-        self, decoder: Decoder, past: Sequence[Any], latents: Tensor, parts: Sequence[range]
+        self, decoder: Decoder, past: Sequence[Any], latents: Tensor, litters: Litters
     ) -> tuple[Tensor, tuple[tuple[range, Any], ...]]:
         """Frames of rows that go on from states ``past``, and the states after them by rows."""
-        frames, states = [], []
-        for rows in parts:
+
+        def part(rows: range) -> tuple[Tensor, tuple[range, Any]]:
             parents = decoder.stack([past[row] for row in rows])
             newest, state = decoder.decode(latents[rows.start : rows.stop], parents)
-            frames.append(newest)
-            states.append((rows, state))
-        return torch.cat(frames), tuple(states)
+            return newest, (rows, state)
 
-    def _cold(self, latents: Tensor, parts: Sequence[range]) -> Tensor:
+        frames, states = zip(*self._parts(latents, part, litters), strict=True)
+        return torch.cat(frames), states
+
+    def _cold(self, latents: Tensor, litters: Litters) -> Tensor:
         decoder = self.scoring or self.decoder
-        return torch.cat([decoder.decode(latents[r.start : r.stop], None)[0] for r in parts])
+
+        def part(rows: range) -> Tensor:
+            return decoder.decode(latents[rows.start : rows.stop], None)[0]
+
+        return torch.cat(self._parts(latents, part, litters))
 
     def _cold_window(
-        self, branches: Sequence[Branch], latents: Tensor, rows: range, past: int
+        self, branches: Sequence[Branch], latents: Tensor, past: int, rows: range
     ) -> Tensor:
         decoder = self.scoring or self.decoder
         before = [_last(branches[row].parent.latents, past) for row in rows]
@@ -202,13 +200,21 @@ class Decoding:
             frames.append(decoded)
         return torch.cat(frames, dim=1)
 
-    def _batches(self, latents: Tensor, litters: Sequence[range] = ()) -> list[range]:
-        """Rows that are decoded together."""
-        return [
-            range(rows.start + part.start, rows.start + part.stop)
-            for rows in litters or [range(len(latents))]
-            for part in row_ranges(len(rows), self.batch_rows)
-        ]
+    def _parts(
+        self, latents: Tensor, work: Callable[[range], Part], litters: Litters
+    ) -> list[Part]:
+        """What ``work`` makes of the rows, by those that are decoded together."""
+        made: list[Part] = []
+        for rows in litters or [range(len(latents))]:
+            self.portions.run(rows, latents.device, lambda part: made.append(work(part)))
+        return made
+
+
+def within(span: slice, litters: Litters) -> list[range]:
+    """The litters of a span, counted from its first row."""
+    first = span.start or 0
+    mine = [rows for rows in litters if span.start <= rows.start < span.stop]
+    return [range(rows.start - first, rows.stop - first) for rows in mine]
 
 
 def _states(branches: Sequence[Branch]) -> list[Any]:

@@ -13,6 +13,7 @@ from runtime.decode import Decoding
 from runtime.denoise import Denoiser
 from runtime.drawing import Drawing
 from runtime.emit import Emitter
+from runtime.guarding import guarded
 from runtime.judging import Judging
 from runtime.kernels.dispatch import implementation
 from runtime.lanes import Lanes
@@ -23,7 +24,7 @@ from runtime.recaching import Recaching
 from runtime.recipe import Recipe, build_recipe, check_own
 from runtime.remembering import Remembering
 from runtime.scenes import Prompts, Scene, scenes_of
-from runtime.score import Place, Scorer, best_of
+from runtime.score import Place, Scorer
 from runtime.search import SearchPolicy
 from runtime.settings import MAX_PROMPTS, Settings
 from runtime.settling import chosen, numbered_events, round_of, settled
@@ -51,6 +52,12 @@ class Engine:
         shape, dtype, device = generator.block_shape, generator.dtype, generator.device
         blocks = self.batch_prompts * blocks_of(settings)
         self.pool = KVPool(blocks, shape, dtype, device, run.ops)
+        rewards = {"image": parts.image, "video": parts.video, "final": parts.final}
+        self.guards = {
+            role: guarded(model, role, settings.reward.deadline_s)
+            for role, model in rewards.items()
+            if model is not None
+        }
         self.recipe = self.recipe_of(settings)
         self.denoiser = Denoiser(generator.dit, self.pool, generator.schedule, parts.noise, run)
         # Nobody but a reward looks at cold frames.
@@ -168,7 +175,7 @@ class Engine:
         """What ``settings`` make of this engine. ValueError for those that a video cannot have of its own."""
         parts, generator = self.parts, self.parts.generator
         check_own(settings, self.settings, parts.video is not None)
-        models = parts.image, parts.video
+        models = self.guards.get("image"), self.guards.get("video")
         rooms = settings.reward, settings.memory
         rows = build_policy_of(settings).litter if settings.run.litters else self.batch_rows
         scorer = Scorer(*models, *rooms, settings.released, rows)
@@ -204,7 +211,7 @@ class Engine:
     def turn(self, lines: Sequence[Line]) -> Round:
         """The next chunk of lines that are ``ready`` and can share a turn (``Line.together``)."""
         stage = self.clock.stage
-        places = [self._place(line) for line in lines]
+        places = [self.place(line) for line in lines]
         lines, drawn = self._next(lines, places)
         with stage("decode"):
             newest = self.decoding.newest(drawn.branches, drawn.latents, drawn.litters)
@@ -230,8 +237,10 @@ class Engine:
         """What is left to show of a video whose chunks are all made: of the survivor that is liked most."""
         return line.video.emitter.flush(self._best(line))
 
-    def _place(self, line: Line) -> Place:
-        return Place(line.video.prompt, self.fps, line.index, line.video.recipe.chunks)
+    def place(self, line: Line) -> Place:
+        """Where the line's next chunk is."""
+        video = line.video
+        return Place(video.prompt, self.fps, line.index, video.recipe.chunks, video.number)
 
     def _next(self, lines: Sequence[Line], places: Sequence[Place]) -> tuple[list[Line], Drawn]:
         """The candidates of the next chunks, drawn now or begun before."""
@@ -245,11 +254,13 @@ class Engine:
         spent = self.clock.take()
         for turn in turns:
             video = turn.video
+            incidents = video.recipe.scorer.incidents(video.number)
             if video.watch is not None and turn.error is None:
                 times = spent if turn is turns[-1] else {}
                 who = turn.candidates, turn.kept, turn.survivors
                 chunks, seen = video.recipe.chunks, frames[turn.span]
-                video.watch(ChunkRecord(turn.index, chunks, *who, seen, times, video.number))
+                end = times, video.number, incidents
+                video.watch(ChunkRecord(turn.index, chunks, *who, seen, *end))
         return spent
 
     def _best(self, line: Line) -> Trajectory:
@@ -258,11 +269,16 @@ class Engine:
         recipe = video.recipe
         if len(survivors) == 1 or not recipe.policy.rates:
             return survivors[0]
-        place = Place(video.prompt, self.fps, recipe.chunks - 1, recipe.chunks)
+        place = self.place(replace(line, index=line.index - 1))
+        return survivors[recipe.scorer.best(self.final_scores(line, place), place)]
+
+    def final_scores(self, line: Line, place: Place) -> list[float]:
+        """What the video reward thinks of each survivor's whole video, which ends at ``place``."""
+        video, recipe = line.video, line.video.recipe
         chunks = recipe.chunks - video.scene.chunk  # what the prompt at hand is about
-        wholes = [video.emitter.whole(survivor, chunks) for survivor in survivors]
+        wholes = [video.emitter.whole(survivor, chunks) for survivor in line.survivors]
         alone = recipe.settings.run.litters
-        return survivors[best_of(recipe.scorer.rate_whole(wholes, place, self.parts.final, alone))]
+        return recipe.scorer.rate_whole(wholes, place, self.guards.get("final"), alone)
 
 
 def _roomy(line: Line) -> tuple[Trajectory, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,7 @@ from runtime.speculation import Speculation
 from runtime.telemetry import StageClock
 from runtime.types import Route, Scores
 
+T = TypeVar("T")
 UNJUDGED = Scores(math.nan, math.nan, math.nan), Route.DISCARD
 Verdicts = (
     list[tuple[Scores, Route]] | RuntimeError
@@ -41,37 +43,45 @@ class Judging:
 
         The two rewards see the same frames and need not wait for each other.
         """
-        judged = [line.video.recipe.policy.judges for line in lines]
-        if not any(judged):
+        if not any(line.video.recipe.policy.judges for line in lines):
             return [[UNJUDGED] * (span.stop - span.start) for span in drawn.spans], None
+        shorts, longs = self.answers(lines, drawn, newest, places)
+        ahead = self._begun(lines, drawn, longs, places)
+        self.lanes.join()
+        with self.clock.stage("select"):
+            scorers = [line.video.recipe.scorer for line in lines]
+            answers = zip(scorers, drawn.spans, shorts, longs, places, strict=True)
+            return [_decided(drawn, *answer) for answer in answers], ahead
+
+    def answers(
+        self, lines: Sequence[Line], drawn: Drawn, newest: Newest, places: Sequence[Place]
+    ) -> tuple[list[Answer], list[Answer]]:
+        """What the image and the video reward say of each line's rows, on lanes that nobody has joined yet."""
+        judged = [line.video.recipe.policy.judges for line in lines]
         stage, beside = self.clock.stage, self.lanes.beside
         with stage("decode"):
             most = [line.video.recipe.window_chunks for line in lines]
             windows = self.decoding.windows(
-                drawn.branches, drawn.spans, drawn.latents, newest, most
+                drawn.branches, drawn.spans, drawn.latents, newest, most, drawn.litters
             )
         scorers = [line.video.recipe.scorer for line in lines]
         with beside("video reward"), stage("video reward"):
             longs = [
-                asked(scorer.rate_videos, [window], [place]) if wanted else None
+                attempted(scorer.rate_videos, [window], [place]) if wanted else None
                 for scorer, window, place, wanted in zip(
                     scorers, windows, places, judged, strict=True
                 )
             ]
         with beside("image reward"), stage("image reward"):
             shorts = [
-                asked(scorer.rate_images, newest.frames[span], [slice(None)], [place])
+                attempted(scorer.rate_images, newest.frames[span], [slice(None)], [place])
                 if wanted
                 else None
                 for scorer, span, place, wanted in zip(
                     scorers, drawn.spans, places, judged, strict=True
                 )
             ]
-        ahead = self._begun(lines, drawn, longs, places)
-        self.lanes.join()
-        with stage("select"):
-            answers = zip(scorers, drawn.spans, shorts, longs, places, strict=True)
-            return [_decided(drawn, *answer) for answer in answers], ahead
+        return shorts, longs
 
     def _begun(
         self,
@@ -88,16 +98,18 @@ class Judging:
             return None
         with self.lanes.beside("video reward"):
             early = Scorer.on_host(long)
+        if not any(map(math.isfinite, early)):
+            return None
         return self.speculation.begin(line, drawn, early, place)
 
 
 Answer = torch.Tensor | RuntimeError | None  # scores [B] of a line's rows; None: nobody asked
 
 
-def asked(rate: Callable[..., torch.Tensor], *given: object) -> Answer:
+def attempted(work: Callable[..., T], *given: object) -> T | RuntimeError:
     """What a reward says, or the error that ends its video. A lack of memory is everybody's."""
     try:
-        return rate(*given)
+        return work(*given)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -113,4 +125,4 @@ def _decided(
     branches = drawn.branches[span]
     if not isinstance(short, torch.Tensor) or not isinstance(long, torch.Tensor):
         return [UNJUDGED] * len(branches)
-    return scorer.decide(branches, short, long, place)
+    return attempted(scorer.decide, branches, short, long, place)

@@ -5,16 +5,30 @@ The one place between noise and selection where numbers come to the host: one co
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from runtime.guarding import Guarded, moved, one_score_each
 from runtime.settings import MemorySettings, RewardSettings
-from runtime.types import Branch, Clip, Picking, RewardModel, Route, Scores, Trajectory, row_ranges
+from runtime.types import (
+    Branch,
+    Clip,
+    Incident,
+    Picking,
+    RewardModel,
+    Route,
+    Scores,
+    Trajectory,
+    row_ranges,
+)
 from runtime.window import Window
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +39,7 @@ class Place:
     fps: int
     chunk: int  # index of the newest chunk
     chunks: int  # of the whole video
+    number: int = 0  # of the video, among those that share a scorer
 
 
 class Scorer:
@@ -41,6 +56,7 @@ class Scorer:
     ) -> None:
         self.image, self.video, self.batch_rows = image, video, batch_rows
         self.reward, self.memory, self.released = reward, memory, released
+        self._incidents: dict[int, list[Incident]] = {}  # by the numbers of videos
 
     def rate_images(
         self, frames: Tensor, spans: Sequence[slice], places: Sequence[Place]
@@ -60,7 +76,7 @@ class Scorer:
 
     def rate_drafts(self, frames: Tensor, place: Place) -> list[float]:
         """Image reward of unfinished candidates, [B, T, 3, H, W] -> B numbers on the host, for an early choice."""
-        return self.on_host(self._rate(self.image, Window(frames), place, "draft"))
+        return self.on_host(self._rate(self.image, Window(frames), place, "draft", self.batch_rows))
 
     @staticmethod
     def on_host(scores: Tensor) -> list[float]:
@@ -78,21 +94,82 @@ class Scorer:
 
         ``alone``: each is rated by itself, so that its score does not depend on its company.
         """
-        stacks = [frames[None] for frames in videos] if alone else [torch.stack(list(videos))]
-        rated = [self._rate(model or self.video, Window(one), place, "final") for one in stacks]
-        return self.on_host(torch.cat(rated))
+        window, rows = Window(torch.stack(list(videos))), 1 if alone else self.batch_rows
+        return self.on_host(self._rate(model or self.video, window, place, "final", rows))
+
+    def best(self, scores: Sequence[float], place: Place) -> int:
+        """The highest of the final scores, the earliest of equals; one that is not finite never wins unless none is.
+
+        RuntimeError, with the reasons, where the model failed for all of them and ``reward.on_error`` says so.
+        """
+        failed = self._failed("final", place)
+        if len(failed) == len(scores) and self.reward.on_error == "fail":
+            raise RuntimeError(
+                f"none of the {len(scores)} videos has a final score: {self._reasons(place)}; mend the reward, or set "
+                "reward.on_error='degrade' to take the best by its newest chunk"
+            )
+        return max(
+            range(len(scores)), key=lambda row: (math.isfinite(scores[row]), scores[row], -row)
+        )
 
     def decide(
         self, branches: Sequence[Branch], shorts: Tensor, longs: Tensor, place: Place
     ) -> list[tuple[Scores, Route]]:
-        """Scores and route of every candidate from its two rewards [B] each."""
+        """Scores and route of every candidate from its two rewards [B] each.
+
+        A candidate that one of them did not judge has no finite score, and goes on only where ``reward.on_error`` lets a
+        video go on without that reward. RuntimeError, with the reasons, where it does not.
+        """
         rewards = torch.stack([shorts.double(), longs.to(shorts.device).double()], dim=1)
         table = rewards.cpu().tolist()
-        weight = image_weight(place.chunk, place.chunks, self.reward.tau)
+        for role, column in zip(("image", "video"), zip(*table, strict=True), strict=True):
+            self._note_unfinite(role, column, place)
+        fused = self._fused(branches, table, place)
         return [
-            self._judge(branch.parent, short, long, weight, place.chunk)
-            for branch, (short, long) in zip(branches, table, strict=True)
+            self._judge(branch.parent, short, long, score, place.chunk)
+            for branch, (short, long), score in zip(branches, table, fused, strict=True)
         ]
+
+    def _note_unfinite(self, role: str, scores: Sequence[float], place: Place) -> None:
+        """Notes candidates whose score is no number though nothing failed."""
+        unfinite = {row for row, score in enumerate(scores) if not math.isfinite(score)}
+        if rows := sorted(unfinite - self._failed(role, place)):
+            reason = f"the model returns {scores[rows[0]]} for {len(rows)} of {len(scores)}"
+            self._note(Incident(role, place.chunk, tuple(rows), reason, "not finite"), place)
+
+    def _failed(self, role: str, place: Place) -> set[int]:
+        """Rows that a reward failed to judge at this place."""
+        noted = self._incidents.get(place.number, ())
+        here = [one for one in noted if one.role == role and one.chunk == place.chunk]
+        return {row for incident in here for row in incident.rows}
+
+    def _fused(
+        self, branches: Sequence[Branch], table: Sequence[Sequence[float]], place: Place
+    ) -> list[float]:
+        """The score that each candidate is chosen by. Where no candidate has both rewards: that of the reward which more
+        of them have, the video reward among equals; without any the order of the histories."""
+        weight = image_weight(place.chunk, place.chunks, self.reward.tau)
+        both = [weight * short + (1 - weight) * long for short, long in table]
+        if any(map(math.isfinite, both)):
+            return both
+        if self.reward.on_error == "fail":
+            raise RuntimeError(
+                f"none of the {len(both)} candidates has a finite score; a reward judged none of them: "
+                f"{self._reasons(place)}; mend it, or set reward.on_error='degrade' to go on without it"
+            )
+        shorts, longs = ([*column] for column in zip(*table, strict=True))
+        alone = max(longs, shorts, key=lambda column: sum(map(math.isfinite, column)))
+        if any(map(math.isfinite, alone)):
+            return alone
+        return [branch.parent.score for branch in branches]
+
+    def _reasons(self, place: Place) -> str:
+        told = [i.sentence for i in self._incidents.get(place.number, ()) if i.chunk == place.chunk]
+        return "; ".join(dict.fromkeys(told))
+
+    def incidents(self, number: int) -> tuple[Incident, ...]:
+        """What rewards did not judge of the video of this number since this was asked last."""
+        return tuple(self._incidents.pop(number, ()))
 
     def _rate_all(
         self,
@@ -102,46 +179,51 @@ class Scorer:
         kind: str,
     ) -> Tensor:
         rated = zip(windows, places, strict=True)
-        return torch.cat([self._rate(model, window, place, kind) for window, place in rated])
+        rows = self.batch_rows
+        return torch.cat([self._rate(model, window, place, kind, rows) for window, place in rated])
 
-    def _rate(self, model: RewardModel | None, window: Window, place: Place, kind: str) -> Tensor:
+    def _rate(
+        self, model: RewardModel | None, window: Window, place: Place, kind: str, most: int
+    ) -> Tensor:
+        """Scores of a window's rows, of at most so many at a time; 0: all."""
         assert model is not None, (
             f"the policy asks the {kind} reward but the engine was built without one"
         )
         scores = []
-        for rows in row_ranges(len(window), self.batch_rows):
+        for rows in row_ranges(len(window), most):
             part = window[rows.start : rows.stop]
             clip = clip_for(model, part, place)
-            scores.append(model.score(clip))
-            if scores[-1].shape != (len(part),):
-                raise RuntimeError(
-                    f"{kind} reward: want one score per clip [{len(part)}], "
-                    f"got {list(scores[-1].shape)}"
-                )
-            if clip.picked:
-                scores[-1] = scores[-1] + doubt(part.newest).to(scores[-1].device)
-        return torch.cat(scores)
+            score = one_score_each(model.score(clip), len(part), kind)
+            if isinstance(model, Guarded):
+                for incident in model.take():
+                    self._note(replace(moved(incident, rows.start), role=kind), place)
+            scores.append(score + doubt(part.newest).to(score.device) if clip.picked else score)
+        return torch.cat([score.to(scores[0].device) for score in scores])
+
+    def _note(self, incident: Incident, place: Place) -> None:
+        log.warning("%s", incident.sentence)
+        self.keep(incident, place)
+
+    def keep(self, incident: Incident, place: Place) -> None:
+        """Remember what a reward did not judge, here or on another rank, until ``incidents`` is asked."""
+        self._incidents.setdefault(place.number, []).append(incident)
 
     def _judge(
-        self, parent: Trajectory, short: float, long: float, weight: float, chunk: int
+        self, parent: Trajectory, short: float, long: float, fused: float, chunk: int
     ) -> tuple[Scores, Route]:
-        fused = weight * short + (1 - weight) * long
         if chunk == 0:
             return Scores(short, long, fused), Route.DISCARD
         if self.released:
-            mean = parent.short_sum / chunk
+            known, total = parent.judged, parent.short_sum
         else:
-            mean = sum(parent.shorts) / len(parent.shorts)
-        gain, drop = short - mean, parent.long - long
+            known, total = len(parent.shorts), sum(parent.shorts)
+        # Where nothing is known of the past, neither gate opens: no comparison with NaN holds.
+        gain = short - total / known if known else math.nan
+        drop = parent.long - long
         route = Route.DISCARD
-        if gain > self.memory.quality_threshold:
+        if gain > self.memory.quality_threshold and math.isfinite(short + long):
             route = Route.APPEND if drop > self.memory.transition_threshold else Route.EMA
         return Scores(short, long, fused, gain, drop), route
-
-
-def best_of(scores: Sequence[float]) -> int:
-    """The highest, the earliest of equals; one that is not finite never wins unless none is."""
-    return max(range(len(scores)), key=lambda row: (math.isfinite(scores[row]), scores[row], -row))
 
 
 def clip_for(model: RewardModel, window: Window, place: Place) -> Clip:

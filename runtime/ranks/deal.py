@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from runtime.grow import grow, grow_candidates
+from runtime.judging import UNJUDGED
+from runtime.ranks.opinion import Opinion
 from runtime.ranks.owners import first_owners
+from runtime.recipe import Recipe
+from runtime.score import Place
 from runtime.search import SearchPolicy, within_horizon
-from runtime.types import Branch, Candidate, Memory, Route, Scores, Shown, Trajectory
+from runtime.types import Branch, Candidate, Memory, Shown, Trajectory
 
 NOTHING = torch.empty(0)
 UNSEEN = Shown(NOTHING, NOTHING, None, None)
-Verdict = tuple[Scores, Route]
-VERDICT_NUMBERS = 6
-ROUTES = tuple(Route)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Deal:
         return tuple(row for row, owner in enumerate(self.owners) if owner == rank)
 
     @property
-    def width(self) -> int:
-        """The most numbers that a rank's verdicts have."""
-        return VERDICT_NUMBERS * max(map(self.owners.count, set(self.owners)))
+    def most(self) -> int:
+        """Rows of the rank that has the most."""
+        return max(map(self.owners.count, set(self.owners)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,43 +61,21 @@ def dealt(policy: SearchPolicy, board: Board, index: int, ranks: int) -> Deal:
     return Deal(branches, tuple(litters[row // policy.litter] for row in range(len(branches))))
 
 
-def decided(
-    policy: SearchPolicy, deal: Deal, verdicts: Sequence[Verdict], index: int, horizon: int
-) -> Outcome:
-    """Who survives. RuntimeError when no candidate has a finite score, on all ranks alike."""
-    nothing = NOTHING.expand(len(verdicts), 0)
+def decided(recipe: Recipe, deal: Deal, opinion: Opinion, place: Place) -> Outcome:
+    """Who survives by what the rewards say of all rows. RuntimeError, on all ranks alike, when nobody can."""
+    policy, nothing = recipe.policy, NOTHING.expand(len(deal.branches), 0)
+    verdicts = [UNJUDGED] * len(deal.branches)
+    if policy.judges:
+        for incident in opinion.incidents:
+            recipe.scorer.keep(incident, place)
+        shorts, longs = torch.tensor([opinion.shorts, opinion.longs], dtype=torch.float64)
+        verdicts = recipe.scorer.decide(deal.branches, shorts, longs, place)
     candidates = grow_candidates(deal.branches, nothing, nothing, verdicts)
-    kept = policy.select(candidates)
-    grown = tuple(grow(candidates[row], index, Memory(), UNSEEN, 1) for row in kept)
+    kept, window = policy.select(candidates), recipe.window_chunks
+    grown = tuple(grow(candidates[row], place.chunk, Memory(), UNSEEN, window) for row in kept)
+    horizon = recipe.settings.search.horizon_chunks
     alive = within_horizon(grown, horizon) if policy.prunes else grown
     rows = tuple(
         row for row, ghost in zip(kept, grown, strict=True) if any(ghost is one for one in alive)
     )
     return Outcome(candidates, rows, Board(alive, tuple(deal.owners[row] for row in rows)))
-
-
-def verdict_numbers(verdicts: Sequence[Verdict]) -> list[float]:
-    """Verdicts as numbers, ``VERDICT_NUMBERS`` each."""
-    return [
-        number
-        for one, route in verdicts
-        for number in (
-            one.short,
-            one.long,
-            one.fused,
-            one.quality_gain,
-            one.long_drop,
-            float(ROUTES.index(route)),
-        )
-    ]
-
-
-def gathered(deal: Deal, told: Sequence[Sequence[float]]) -> list[Verdict]:
-    """The verdicts of all rows from the numbers of each rank, which has its own rows in order."""
-    heads = [0] * len(told)
-    verdicts = []
-    for owner in deal.owners:
-        first, heads[owner] = heads[owner], heads[owner] + VERDICT_NUMBERS
-        *scores, route = told[owner][first : heads[owner]]
-        verdicts.append((Scores(*scores), ROUTES[int(route)]))
-    return verdicts

@@ -20,14 +20,14 @@ import torch
 from runtime.emit import shared
 from runtime.engine import Engine
 from runtime.ranks.agreement import check_alike, check_supported
-from runtime.ranks.deal import Board, dealt, decided, gathered, verdict_numbers
+from runtime.ranks.deal import Board, dealt, decided
 from runtime.ranks.hands import Hands, Work
 from runtime.ranks.moving import bring_frames, carried, packed_chunks, unpacked_chunks
+from runtime.ranks.opinion import Opinion, all_incidents, assembled, width
 from runtime.ranks.owners import moves_between, rebalanced
 from runtime.ranks.state import State, tell
 from runtime.ranks.world import RankFailed, World
 from runtime.scenes import Prompts, Scene, scenes_of
-from runtime.score import best_of
 from runtime.types import ChunkEvent, Trajectory, Watch
 
 TROUBLES = (RuntimeError, ValueError, MemoryError, OSError)
@@ -99,29 +99,29 @@ class RankedEngine:
     @torch.no_grad()
     def _turn(self, state: State, watching: Sequence[int]) -> tuple[State, list[ChunkEvent]]:
         """The next chunk, and what can be shown now."""
-        world, clock, recipe = self.world, self.engine.clock, state.line.video.recipe
-        at, board, policy = f"of chunk {state.line.index}", state.board, recipe.policy
-        deal = dealt(policy, board, state.line.index, world.size)
+        engine, world, video = self.engine, self.world, state.line.video
+        at, place = f"of chunk {state.line.index}", engine.place(state.line)
+        deal = dealt(video.recipe.policy, state.board, place.chunk, world.size)
 
         def draw() -> tuple[State, Work | None]:
-            (line,) = self.engine.ready([state.line])
+            (line,) = engine.ready([state.line])
             roomy = replace(state, line=line)
             return roomy, self.hands.work(roomy, deal)
 
-        (state, work), told = self._made(f"scores {at}", draw, _verdicts, deal.width)
-        line = state.line
-        with clock.stage("select"):
-            horizon = recipe.settings.search.horizon_chunks
-            outcome = decided(policy, deal, gathered(deal, told), line.index, horizon)
-        mine, _ = self._made(f"memories {at}", lambda: self.hands.keep(line, work, outcome.kept))
-        state = replace(state, line=replace(line, survivors=mine), board=outcome.board)
+        (state, work), opinion = self._heard(f"scores {at}", draw, _opinion_of, deal.owners)
+        with engine.clock.stage("select"):
+            place = engine.place(state.line)  # in the scene of the chunk
+            outcome = decided(video.recipe, deal, opinion, place)
+        mine, _ = self._made(f"memories {at}", lambda: self.hands.keep(state.line, work, outcome))
+        state = replace(state, line=replace(state.line, survivors=mine), board=outcome.board)
         count = shared(state.board.ghosts)
         settled = self._shown(state, 0, count)
-        spent = clock.take()
+        spent = engine.clock.take()
+        incidents = video.recipe.scorer.incidents(video.number)
         for watcher in watching:
             frames = bring_frames(world, deal, work.newest.frames if work else None, watcher)
             if frames is not None:
-                tell(state, outcome, frames, spent)
+                tell(state, outcome, frames, spent, incidents)
         after = self._balanced(state.next(count))
         return after, [replace(event, timings=spent) for event in settled]
 
@@ -153,16 +153,33 @@ class RankedEngine:
     @torch.no_grad()
     def _finish(self, state: State) -> list[ChunkEvent]:
         """What is left to show: of the survivor whose whole video the video reward likes most."""
-        ghosts, best = state.board.ghosts, 0
-        if len(ghosts) > 1 and state.line.video.recipe.policy.rates:
+        ghosts, best, recipe = state.board.ghosts, 0, state.line.video.recipe
+        if len(ghosts) > 1 and recipe.policy.rates:
+            place = self.engine.place(replace(state.line, index=state.line.index - 1))
 
-            def rate() -> list[float]:
-                return self.hands.final_scores(state.line)
+            def rate() -> Opinion:
+                return self.hands.final_opinion(state, place)
 
-            _, told = self._made("final scores", rate, list, len(ghosts))
-            scores = [iter(its) for its in told]
-            best = best_of([next(scores[owner]) for owner in state.board.owners])
+            owners = state.board.owners
+            _, opinion = self._heard("final scores", rate, lambda made: made, owners)
+            for incident in opinion.incidents:
+                recipe.scorer.keep(incident, place)
+            best = recipe.scorer.best(opinion.longs, place)
         return self._shown(state, best, len(ghosts[best].unsettled))
+
+    def _heard(
+        self,
+        what: str,
+        make: Callable[[], Made],
+        of: Callable[[Made], Opinion],
+        raters: Sequence[int],
+    ) -> tuple[Made, Opinion]:
+        """What ``make`` makes here, and the opinion on all rows, of which each rank has those that it rates."""
+        rows = max(map(raters.count, set(raters)))
+        made, told = self._made(what, make, lambda mine: of(mine).numbers(), width(rows))
+        counts = [count for count, *_ in told]
+        incidents = all_incidents(self.world, what, counts, of(made).incidents)
+        return made, assembled(told, raters, incidents)
 
     def _made(
         self,
@@ -181,6 +198,6 @@ class RankedEngine:
         return made, self.world.exchange(what, numbers(made), width)
 
 
-def _verdicts(made: tuple[State, Work | None]) -> list[float]:
+def _opinion_of(made: tuple[State, Work | None]) -> Opinion:
     _, work = made
-    return verdict_numbers(work.verdicts) if work else []
+    return work.opinion if work else Opinion()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from runtime.lines import Line
 from runtime.ranks.deal import Board, Outcome
-from runtime.types import ChunkRecord, Trajectory
+from runtime.types import ChunkRecord, Incident, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,13 @@ class State:
         return replace(self, line=line, board=replace(self.board, ghosts=rest(self.board.ghosts)))
 
 
-def tell(state: State, outcome: Outcome, frames: Tensor, spent: Mapping[str, float]) -> None:
+def tell(
+    state: State,
+    outcome: Outcome,
+    frames: Tensor,
+    spent: Mapping[str, float],
+    incidents: tuple[Incident, ...],
+) -> None:
     """Call the watcher of this rank with what became of the chunk that ``state`` ends with.
 
     ``frames`` [B, T, 3, H, W] are all candidates'. Of other ranks' histories the record has no unsettled chunks.
@@ -55,4 +61,4 @@ def tell(state: State, outcome: Outcome, frames: Tensor, spent: Mapping[str, flo
     )
     index, chunks = state.line.index, video.recipe.chunks
     who = outcome.candidates, outcome.kept, survivors
-    video.watch(ChunkRecord(index, chunks, *who, frames, dict(spent), video.number))
+    video.watch(ChunkRecord(index, chunks, *who, frames, dict(spent), video.number, incidents))
