@@ -140,6 +140,10 @@ def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
     ranks = launch()
     if ranks is not None:
         return run_ranked(options, ranks, build)
+    if settings.run.ranks != 1:
+        raise ValueError(
+            f"run.ranks: want {settings.run.ranks} processes, got one; start them by torchrun"
+        )
     check_files(jobs)
     if settings.run.prompts == 0:
         from runtime.sizing import most_prompts

@@ -196,6 +196,7 @@ class RunSettings:
     batch_rows: int = 0  # candidates per forward; 0: all at once
     # siblings share a forward with nobody else, survivors have one each: same bits in any company
     litters: bool = False
+    ranks: int = 1  # processes that share a video and its memory; torchrun's to say
     ops: str = "auto"  # implementation of the kernels: auto, native (C++), triton, torch
     attention: str = "auto"  # self attention; auto: triton on a GPU, sdpa on the CPU
     # captured denoising; auto: on a GPU; rehearsal: its plan and buffers, uncaptured
@@ -220,6 +221,7 @@ class RunSettings:
         one_of("run.attention", self.attention, ATTENTIONS)
         one_of("run.graphs", self.graphs, GRAPHS)
         one_of("run.linears", self.linears, LINEARS)
+        _at_least("run.ranks", self.ranks, 1)
         for name in ("batch_rows", "prompts", "decoder_rows", "decoder_tile"):
             _at_least(f"run.{name}", getattr(self, name), 0)
         if not 0.0 < self.memory_share <= 1.0:

@@ -20,7 +20,8 @@ def ranked_engine(
 ) -> Iterator[RankedEngine]:
     """This rank's engine among the others. Whatever ends it early, the others are told why."""
     check_supported(settings)
-    settings = settings.with_changes({"run.device": device_of(settings.run.device, launch)})
+    mine = {"run.device": device_of(settings.run.device, launch), "run.ranks": launch.size}
+    settings = settings.with_changes(mine)
     world = Processes.join(launch, torch.device(settings.run.device), timeout_s)
     try:
         yield RankedEngine(build(settings), world)

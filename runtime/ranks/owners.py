@@ -58,15 +58,6 @@ def share_of(histories: int, ranks: int) -> int:
     return -(-histories // ranks)
 
 
-def blocks_for(histories: int, ranks: int, max_blocks: int) -> int:
-    """KV blocks that one rank can need at once, where a history holds at most ``max_blocks`` between two chunks.
-
-    Before the oldest blocks left, a rank's share of the histories; then one new block for each survivor, of which it can
-    have all until they are balanced; and a merge in progress.
-    """
-    return share_of(histories, ranks) * (max_blocks - 1) + histories + 1
-
-
 def _check_ranks(ranks: int) -> None:
     if ranks < 1:
         raise ValueError(f"ranks: want at least 1, got {ranks}")

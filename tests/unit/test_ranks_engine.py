@@ -43,8 +43,9 @@ def engine_of(changes=None, chunks=CHUNKS, **parts):
 def both(ranks, changes=None, prompts="x", **parts):
     """What one engine tells, and what each of several ranks does; and the hub where they met."""
     one = told(engine_of(changes, **parts).stream(prompts))
+    shared = {**(changes or {}), "run.ranks": ranks}  # with as much memory as each then has
     many, hub = on_ranks(
-        ranks, lambda rank: engine_of(changes, **parts), lambda e: told(e.stream(prompts))
+        ranks, lambda rank: engine_of(shared, **parts), lambda e: told(e.stream(prompts))
     )
     return one, many, hub
 

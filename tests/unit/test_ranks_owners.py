@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.ranks.owners import blocks_for, first_owners, moves_between, rebalanced, share_of
+from runtime.memory import pool_blocks
+from runtime.ranks.owners import first_owners, moves_between, rebalanced
+from runtime.settings import MemorySettings
 
 
 @st.composite
@@ -50,9 +52,11 @@ def test_the_worst_histories_travel_to_the_emptiest_rank():
 
 
 def test_a_rank_holds_its_share_alone_and_every_survivor_for_a_moment():
-    assert share_of(5, 2) == 3
-    assert blocks_for(4, 1, 8) == 4 * 8 + 1  # as on one rank
-    assert blocks_for(4, 2, 8) == 2 * 7 + 4 + 1
+    memory = MemorySettings()
+    assert memory.max_blocks == 8
+    assert pool_blocks(memory, 4) == pool_blocks(memory, 4, 1) == 4 * 8 + 1
+    assert pool_blocks(memory, 4, 2) == 2 * 7 + 4 + 1
+    assert pool_blocks(memory, 5, 2) == 3 * 7 + 5 + 1
 
 
 def test_no_ranks_are_refused():
