@@ -33,7 +33,7 @@ VIDEOS = {
     "horizon": {"search.histories": 3, "search.horizon_chunks": 1},
 }
 DOOR = ["x", "--set", "run.litters=true", "--set", "search.horizon_chunks=1", "--seconds", "18"]
-LIMIT_S = 8.0
+LIMIT_S, HANG_S = 60.0, 10.0
 
 
 def engine_of(changes: dict, judge: Callable = prettiness) -> Engine:
@@ -111,7 +111,7 @@ def door(here: Launch, folder: Path, ports: list[str]) -> dict:
     seen = {"well": main([*DOOR, "-o", str(folder / "well.mp4")], door_engine)}
     os.environ["MASTER_PORT"] = ports[1]
     hangs = trouble_on(1, lambda: time.sleep(600))
-    call = [*DOOR, "-o", str(folder / "hangs.mp4"), "--rank-timeout", str(LIMIT_S), "--quiet"]
+    call = [*DOOR, "-o", str(folder / "hangs.mp4"), "--rank-timeout", str(HANG_S), "--quiet"]
     seen["hangs"] = main(call, lambda settings: door_engine(settings, hangs))
     return seen
 

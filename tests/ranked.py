@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from queue import Queue
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
 
 from runtime.engine import Engine
 from runtime.packing import Packed
 from runtime.ranks import wire
 from runtime.ranks.engine import RankedEngine
 from runtime.ranks.world import check_trouble
+from runtime.types import ChunkEvent
+from tests.tiny import tiny_engine
 
 SECONDS = 60
+ROUTES = {"memory.quality_threshold": -0.3, "memory.transition_threshold": 0.0}
+ALIKE = {**ROUTES, "run.litters": True}
+CHUNKS = 6
 Made = TypeVar("Made")
 
 
@@ -102,3 +109,29 @@ def on_ranks(
     for thread in threads:
         thread.join(SECONDS)
     return made, hub
+
+
+def raw(x: torch.Tensor) -> bytes:
+    return x.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def told(events: Iterable[ChunkEvent]) -> list:
+    """Everything of a video that a user could compare."""
+    return [
+        (
+            e.index,
+            e.seed,
+            e.route,
+            repr(e.scores),
+            raw(e.frames),
+            raw(e.latents),
+        )
+        for e in events
+    ]
+
+
+def engine_of(
+    changes: Mapping[str, Any] | None = None, chunks: int = CHUNKS, **parts: Any
+) -> Engine:
+    """A tiny engine whose videos do not depend on the number of ranks."""
+    return tiny_engine(chunks, {**ALIKE, **(changes or {})}, **parts)
