@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from runtime.__main__ import main
 from runtime.ranks.world import RankFailed
 from tests.ranked import engine_of, on_ranks, told
 from tests.tiny import ByRow, Likes, prettiness, tiny_dit
@@ -172,3 +173,15 @@ def test_other_prompts_on_another_rank_are_refused():
 def test_what_ranks_cannot_do_is_refused(changes, sentence):
     made, _ = on_ranks(2, lambda rank: engine_of(changes), lambda engine: None)
     assert all(isinstance(e, ValueError) and str(e).startswith(sentence) for e in made), made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--set", "run.ranks=2"], "run.ranks: want 2 processes, got one; start them by torchrun"),
+        (["--rank-timeout", "0"], "--rank-timeout: want more than 0, got 0.0"),
+    ],
+)
+def test_ranks_are_torchrun_s_to_say(arguments, sentence, capsys, tmp_path):
+    assert main(["x", "-o", str(tmp_path / "x.mp4"), *arguments], lambda settings: None) == 2
+    assert sentence in capsys.readouterr().err

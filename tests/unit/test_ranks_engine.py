@@ -1,13 +1,12 @@
 """One video over several ranks is the video of one rank, bit for bit; ranks here are threads, see ``tests/ranked.py``."""
 
 import math
-from collections import Counter
 
 import pytest
 import torch
 
 from runtime.ranks.deal import Board, dealt
-from tests.ranked import CHUNKS, engine_of, on_ranks, told
+from tests.ranked import CHUNKS, engine_of, on_ranks, raw, told
 from tests.tiny import Likes, motion, prettiness, tiny_dit, tiny_vae
 
 SCENES = [(0, "one"), (4, "two")]
@@ -55,18 +54,49 @@ def test_histories_move_only_to_balance_and_the_video_stays_the_same():
     assert len(moves) < 12
 
 
-def test_a_merged_sink_travels_with_what_it_was_before_rounding():
+def test_a_history_travels_with_its_blocks_and_what_a_merge_was_before_rounding():
     changes = {
         "search.histories": 4,
         "memory.transition_threshold": math.inf,  # everything good is merged
         "memory.quality_threshold": -math.inf,
-        "memory.ema_alpha": 0.7,
         "search.seed": 3,
+        "run.ranks": 2,
     }
-    one, many, hub = both(2, changes, chunks=12, dit=tiny_dit(dtype=torch.bfloat16))
-    assert Counter(route.value for _, _, route, *_ in one)["ema"] > 3
-    assert any(entry.startswith("histories") for entry in hub.log)
-    assert many == [one, one]
+
+    def holdings(engine, state):
+        """What each history holds, by its place among all; every reference is counted."""
+        pool = engine.engine.pool
+        pool.check([one.memory for one in state.line.survivors])
+        return {
+            (state.line.index, place): [
+                (raw(pool.kv[:, slot.block]), raw(pool.shadows.get(slot.block, torch.zeros(0))))
+                for slot in one.memory.slots
+            ]
+            for place, one in state.mine.items()
+        }
+
+    def stream(engine):
+        before, after, balanced = {}, {}, engine._balanced
+
+        def watched(state):
+            before.update(holdings(engine, state))
+            state = balanced(state)
+            after.update(holdings(engine, state))
+            return state
+
+        engine._balanced = watched
+        return told(engine.stream("x")), before, after
+
+    def build(rank):
+        return engine_of(changes, chunks=12, dit=tiny_dit(dtype=torch.bfloat16))
+
+    (first, second), _ = on_ranks(2, build, stream)
+    alone = {**changes, "run.ranks": 1}
+    one = told(engine_of(alone, chunks=12, dit=tiny_dit(dtype=torch.bfloat16)).stream("x"))
+    assert first[0] == second[0] == one
+    assert first[1] | second[1] == first[2] | second[2]
+    moved = [key for key in first[1] if key not in first[2]]
+    assert any(shadow for key in moved for _, shadow in first[1][key]), "no merged sink moved"
 
 
 def test_scenes_change_on_all_ranks_and_the_final_rating_is_of_the_last():
