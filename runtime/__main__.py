@@ -144,11 +144,12 @@ def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
 
         count = min(most_prompts(settings), len(jobs))
         settings = settings.with_changes({"run.prompts": count})
-    engine: Engine | PacedEngine = build(settings)
+    built = build(settings)
+    engine: Engine | PacedEngine = built
     if options.budget_fps is not None:
         from runtime.paced import PacedEngine
 
-        engine = PacedEngine(engine, options.budget_fps)
+        engine = PacedEngine(built, options.budget_fps)
     if strangers := strange_rewards(settings):
         complain("warning", f"{strangers} know the embedded world alone, not what {settings.run.generator} shows; "
                  "set reward.image and reward.video, or take a --preset")  # fmt: skip

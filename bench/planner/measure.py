@@ -7,7 +7,9 @@ shared gives more time to a process or less, and never more than all of a core.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,6 +29,8 @@ HELD_OUT = ((2, 3), (3, 2), (4, 2))  # and those that they have to foretell
 BETWEEN = "between"  # wall time in which no stage ran
 PROMPT = "a red circle moving right quickly on a navy background"
 PROCESSES = 2
+RANKED = ((2, 2), (4, 2))  # K, M over two ranks
+RANKS_TIMEOUT_S = 600.0
 CPU_LINK = Link(gb_per_s=1.0, gather_ms=0.5)  # guesses: gloo over loopback
 MAX_BYTES = 2**20
 
@@ -140,7 +144,7 @@ def take(preset: str, rounds: int) -> dict[str, Any]:
             {"processes": count, "chunk_ms": ms}
             for count, ms in zip((1, PROCESSES), together, strict=True)
         ],
-        "two_ranks": two_ranks(machine),
+        "two_ranks": two_ranks(machine, preset, rounds),
     }
 
 
@@ -156,18 +160,37 @@ def _compared(machine: Machine, one: Sample) -> dict[str, Any]:
     }
 
 
-def two_ranks(machine: Machine) -> list[dict[str, Any]]:
-    """What two ranks should take; nobody measured that here."""
-    times = [chunk_time(machine, Layout(2, k, m), CPU_LINK) for k, m in ((2, 2), (2, 4), (4, 2))]
-    return [
-        {
-            "histories": time.layout.histories,
-            "expansions": time.layout.expansions,
-            "predicted_ms": time.total,
-            "measured_ms": None,
-        }
-        for time in times
-    ]
+def two_ranks(machine: Machine, preset: str, rounds: int) -> list[dict[str, Any]]:
+    """What two ranks should take, and what they took where this checkout can run them; else None."""
+    took = ranked_ms(preset, rounds, RANKED)
+    rows = []
+    for k, m in RANKED:
+        time = chunk_time(machine, Layout(2, k, m), CPU_LINK)
+        row = {"histories": k, "expansions": m, "predicted_ms": time.total}
+        rows.append({**row, "measured_ms": took.get((k, m))})
+    return rows
+
+
+def ranked_ms(
+    preset: str, rounds: int, sizes: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], float]:
+    """(K, M) -> milliseconds of a chunk on two ranks, {} without ``runtime.ranks``. RuntimeError when they fail."""
+    if importlib.util.find_spec("runtime.ranks") is None:
+        return {}
+    start = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    what = ["runtime.bench.planner.ranked", preset, str(rounds), *(f"{k}x{m}" for k, m in sizes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *start, *what],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=RANKS_TIMEOUT_S,
+    )
+    if done.returncode:
+        raise RuntimeError(f"two ranks failed: {done.stderr.strip()[-500:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {(row["histories"], row["expansions"]): row["ms"] for row in found}
 
 
 def sizes_of(preset: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Times chunks of one video over ranks: started by torchrun, one process per rank, the first one says what it saw.
 
-    python -m torch.distributed.run --nproc-per-node 2 -m runtime.bench.planner.ranked sprites 3 2x2 4x2
+python -m torch.distributed.run --nproc-per-node 2 -m runtime.bench.planner.ranked sprites 3 2x2 4x2
 """
 
 from __future__ import annotations
