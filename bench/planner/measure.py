@@ -1,8 +1,8 @@
 """Measures stage costs of this machine at some sizes, and holds the planner against sizes that it did not see.
 
-One thread per process, so that two processes on two cores are what two GPUs would be. All sizes take turns, video by video:
-what slows the machine down slows all of them. Of every size the fast fifth counts (20th percentile), for a machine that is
-shared gives more time to a process or less, and never more than all of a core.
+One thread per process, so that two processes on two cores are what two GPUs would be. What counts is the processor's time, which on
+a machine of its own is a single thread's wall time; on one that others use, wall time tells more of them than of us. It
+leaves out what a rank waits for others. Wall times are kept beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from runtime.bench.environment import commit, cpu_name, load
@@ -25,7 +26,7 @@ from runtime.costs import KEPT, Costs, Work
 
 FORMAT = "stream-t1-planner"
 LEARNT = ((1, 1), (1, 2), (2, 2), (2, 4))  # K, M that the costs are fitted to
-HELD_OUT = ((2, 3), (3, 2), (4, 2))  # and those that they have to foretell
+HELD_OUT = ((2, 3), (4, 2))  # and those that they have to foretell
 BETWEEN = "between"  # wall time in which no stage ran
 PROMPT = "a red circle moving right quickly on a navy background"
 PROCESSES = 2
@@ -36,12 +37,30 @@ MAX_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One chunk. Stage times are clocked on the wall; of their sum the processor's share is taken."""
+
+    wall_ms: float
+    cpu_ms: float
+    stage_ms: dict[str, float]
+    frames: int
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Processor time per stage, and in between."""
+        share = self.cpu_ms / self.wall_ms
+        stages = {name: ms * share for name, ms in self.stage_ms.items()}
+        return {**stages, BETWEEN: max(0.0, self.cpu_ms - sum(stages.values()))}
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """Chunks of one size: the fast fifth, in milliseconds, of all chunks with a full window, the last one not."""
+    """Chunks of one size: medians, in milliseconds, of all chunks with a full window but for the last."""
 
     histories: int
     expansions: int
     chunks: int
+    cpu_ms: float
     wall_ms: float
     stage_ms: dict[str, float]
     frames: int
@@ -53,7 +72,7 @@ class Sample:
 
 
 def sample(preset: str, sizes: Sequence[tuple[int, int]], rounds: int) -> list[Sample]:
-    """Time every size in this process, on one thread."""
+    """Time every size in this process, on one thread, in turns."""
     import torch
 
     from runtime.engine import Engine
@@ -66,46 +85,38 @@ def sample(preset: str, sizes: Sequence[tuple[int, int]], rounds: int) -> list[S
     for k, m in sizes:
         changes = {"search.histories": k, "search.expansions": m}
         engines[k, m] = Engine(base.with_changes(changes), parts)
-    turns: dict[tuple[int, int], list[tuple[float, dict[str, float], int]]] = {}
-    for number in range(rounds + 1):
+    turns: dict[tuple[int, int], list[Turn]] = {size: [] for size in engines}
+    for _ in range(rounds):
         for size, engine in engines.items():
-            seen = _video(engine)
-            if number:  # the first one warms up
-                turns.setdefault(size, []).extend(seen)
+            engine.clock.exact = True
+            turns[size] += video(engine, engine.settings)
     return [_sample(size, seen) for size, seen in turns.items()]
 
 
-def _video(engine: Any) -> list[tuple[float, dict[str, float], int]]:
-    """(wall ms, stage ms, frames) of the chunks of one video that count."""
-    engine.clock.exact = True
-    first = engine.settings.memory.window_chunks - 1
-    turns: list[tuple[float, dict[str, float], int]] = []
-    mark = time.perf_counter()
+def video(engine: Any, settings: Any, watched: bool = True) -> list[Turn]:
+    """The chunks of one video that count; those before fill the window, and warm everything up."""
+    first = settings.memory.window_chunks - 1
+    turns: list[Turn] = []
+    marks = [time.perf_counter(), time.process_time()]
 
     def watch(record: Any) -> None:
-        nonlocal mark
-        now = time.perf_counter()
-        wall, mark = (now - mark) * 1e3, now
+        now = [time.perf_counter(), time.process_time()]
+        wall, cpu = ((b - a) * 1e3 for a, b in zip(marks, now, strict=True))
+        marks[:] = now
         if first <= record.index < record.chunks - 1:
             stages = {n: ms for n, ms in record.stage_ms.items() if n not in LEFT_OUT}
-            turns.append((wall, stages, record.frames.shape[1]))
+            turns.append(Turn(wall, cpu, stages, record.frames.shape[1]))
 
-    for _ in engine.stream(PROMPT, watch=watch):
+    for _ in engine.stream(PROMPT, watch=watch if watched else None):
         pass
     return turns
 
 
-def _sample(size: tuple[int, int], turns: Sequence[tuple[float, dict[str, float], int]]) -> Sample:
-    names = sorted({name for _, stages, _ in turns for name in stages})
-    stages = {name: fast([stages.get(name, 0.0) for _, stages, _ in turns]) for name in names}
-    wall = fast([wall for wall, _, _ in turns])
-    stages[BETWEEN] = max(0.0, wall - sum(stages.values()))
-    return Sample(*size, len(turns), wall, stages, turns[0][2])
-
-
-def fast(values: Sequence[float]) -> float:
-    """The 20th percentile."""
-    return sorted(values)[len(values) // 5]
+def _sample(size: tuple[int, int], turns: Sequence[Turn]) -> Sample:
+    names = sorted({name for turn in turns for name in turn.stages})
+    stages = {name: median(turn.stages.get(name, 0.0) for turn in turns) for name in names}
+    cpu, wall = median(turn.cpu_ms for turn in turns), median(turn.wall_ms for turn in turns)
+    return Sample(*size, len(turns), cpu, wall, stages, turns[0].frames)
 
 
 def fitted(samples: Sequence[Sample], name: str, source: str, sizes: Mapping[str, Any]) -> Machine:
@@ -155,8 +166,8 @@ def _compared(machine: Machine, one: Sample) -> dict[str, Any]:
         "expansions": one.expansions,
         "seen": (one.histories, one.expansions) in LEARNT,
         "predicted_ms": expected,
-        "measured_ms": one.wall_ms,
-        "error": expected / one.wall_ms - 1,
+        "measured_ms": one.cpu_ms,
+        "error": expected / one.cpu_ms - 1,
     }
 
 
@@ -270,7 +281,7 @@ def table(result: Mapping[str, Any]) -> str:
         )
     for row in result["processes_at_once"]:
         lines.append(
-            f"{row['processes']} process(es) at once, K = M = 2: {row['chunk_ms']:.1f} ms a chunk each"
+            f"{row['processes']} process(es) at once, K = M = 2: {row['chunk_ms']:.1f} ms of processor a chunk each"
         )
     for row in result["two_ranks"]:
         got = row["measured_ms"]
@@ -289,7 +300,7 @@ def _child(preset: str, rounds: int) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     (one,) = sample(preset, [(2, 2)], rounds)
-    print(one.wall_ms, flush=True)
+    print(one.cpu_ms, flush=True)
 
 
 if __name__ == "__main__":

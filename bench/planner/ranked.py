@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-import time
+from statistics import median
 from typing import Any
 
-from runtime.bench.planner.measure import PROMPT, fast
+from runtime.bench.planner.measure import video
 
 TIMEOUT_S = 120.0
 
@@ -33,32 +33,17 @@ def main(arguments: list[str]) -> None:
         k, m = map(int, size.split("x"))
         settings = preset(name).with_changes({"search.histories": k, "search.expansions": m})
         with ranked_engine(settings, ranks, TIMEOUT_S, Engine) as engine:
-            _video(engine)
-            turns = [ms for _ in range(int(rounds)) for ms in _video(engine)]
-        found.append({"histories": k, "expansions": m, "chunks": len(turns), "ms": fast(turns)})
+            # A trace and a progress bar watch the first rank alone; the frames that they see travel there: that is timed.
+            mine = [
+                turn
+                for _ in range(int(rounds))
+                for turn in video(engine, settings, watched=ranks.rank == 0)
+            ]
+        if mine:
+            cpu, wall = median(t.cpu_ms for t in mine), median(t.wall_ms for t in mine)
+            found.append({"histories": k, "expansions": m, "ms": cpu, "wall_ms": wall})
     if ranks.rank == 0:
         print(json.dumps(found), flush=True)
-
-
-def _video(engine: Any) -> list[float]:
-    """Milliseconds of the chunks that count, on this rank."""
-    own = engine.engine
-    first = own.settings.memory.window_chunks - 1
-    times: list[float] = []
-    mark = time.perf_counter()
-
-    def watch(record: Any) -> None:
-        nonlocal mark
-        now = time.perf_counter()
-        spent, mark = (now - mark) * 1e3, now
-        if first <= record.index < record.chunks - 1:
-            times.append(spent)
-
-    # A trace and a progress bar watch the first rank alone; the frames that they see travel there, and that is timed.
-    rank = engine.world.rank
-    for _ in engine.stream(PROMPT, watch=watch if rank == 0 else None):
-        pass
-    return times or [0.0]
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def test_what_is_measured_is_fitted_and_compared_with_what_was_held_out():
     def made(k: int, m: int) -> measure.Sample:
         rows = k * m
         stages = {"denoise": 20.0 + 30 * rows, "memory": 5.0 * k, "image reward": 0.5 * rows * 12}
-        return measure.Sample(k, m, 12, sum(stages.values()), stages, 12)
+        return measure.Sample(k, m, 12, sum(stages.values()), 9e9, stages, 12)
 
     samples = [made(k, m) for k, m in measure.LEARNT]
     sizes = {"block_bytes": 1.0, "history_blocks": 8, "state_bytes": 0.0, "clip_bytes": 1.0}
@@ -147,6 +147,13 @@ def test_what_is_measured_is_fitted_and_compared_with_what_was_held_out():
         row = measure._compared(found, made(k, m))
         assert not row["seen"] and abs(row["error"]) < 0.05
         assert row["error"] == pytest.approx(row["predicted_ms"] / row["measured_ms"] - 1)
+
+
+def test_a_turns_stages_are_the_processors_share_of_what_the_wall_clock_said():
+    turn = measure.Turn(
+        wall_ms=200.0, cpu_ms=50.0, stage_ms={"denoise": 120, "decode": 60}, frames=12
+    )
+    assert turn.stages == {"denoise": 30.0, "decode": 15.0, "between": 5.0}
 
 
 @pytest.mark.parametrize("text", ["", "x", "2x", "0x2", "2x0", "-1x2", "2x2x2", "twoxtwo"])
