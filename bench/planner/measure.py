@@ -188,20 +188,22 @@ def ranked_ms(
     """(K, M) -> milliseconds of a chunk on two ranks, {} without ``runtime.ranks``. RuntimeError when they fail."""
     if importlib.util.find_spec("runtime.ranks") is None:
         return {}
+    return {(k, m): _ranked_ms(preset, rounds, f"{k}x{m}") for k, m in sizes}
+
+
+def _ranked_ms(preset: str, rounds: int, size: str) -> float:
+    """One size; ranks meet once per process."""
     start = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    what = ["runtime.bench.planner.ranked", preset, str(rounds), *(f"{k}x{m}" for k, m in sizes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", *start, *what],
-        env=environment,
+        [sys.executable, "-m", *start, "runtime.bench.planner.ranked", preset, str(rounds), size],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=RANKS_TIMEOUT_S,
     )
     if done.returncode:
         raise RuntimeError(f"two ranks failed: {done.stderr.strip()[-500:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {(row["histories"], row["expansions"]): row["ms"] for row in found}
+    return float(json.loads(done.stdout.splitlines()[-1])["cpu_ms"])
 
 
 def sizes_of(preset: str) -> dict[str, Any]:
