@@ -63,6 +63,7 @@ HALVES = {
     "runtime.backends",
     "runtime.standins",
     "runtime.recaching",
+    "runtime.snapshot",
 }  # of the engine, too long for one file
 DOORS = {
     "runtime.__init__",
