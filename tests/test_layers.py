@@ -39,6 +39,7 @@ SERVICES = {
     "runtime.lanes",
     "runtime.telemetry",
     "runtime.output",
+    "runtime.thumbnails",
     "runtime.generators",
     "runtime.rewards",
 }
