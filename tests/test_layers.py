@@ -65,6 +65,10 @@ HALVES = {
     "runtime.standins",
     "runtime.recaching",
     "runtime.snapshot",
+    "runtime.packing",
+    "runtime.recipe",
+    "runtime.judging",
+    "runtime.settling",
 }  # of the engine, too long for one file
 DOORS = {
     "runtime.__init__",
@@ -100,6 +104,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     **dict.fromkeys(HALVES, NOUNS | SERVICES | ROOMS | HALVES),
     "runtime.sizing": NOUNS | SERVICES | ROOMS | HALVES,
     "runtime.engine": NOUNS | SERVICES | ROOMS | HALVES | {"runtime.sizing"},
+    "runtime.resuming": {"runtime"},
     **dict.fromkeys(DOORS | OUTSIDE, {"runtime"}),
 }
 
