@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.serve.backend import OnEvent, WorkerGone
 from runtime.serve.wire import LineCutter, Message, line_of, message_of
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,6 @@ INHERITED = re.compile(
     r"|TORCH\w*|PYTORCH_\w+|TRITON_\w+|HF_HOME|HF_HUB_OFFLINE|STREAM_T1_\w+)"
 )
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
-
-OnEvent = Callable[[Message], None]
-
-
-class WorkerGone(RuntimeError):
-    """The worker does not take commands any more; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from runtime.serve.wire import Message
+from runtime.serve.backend import Message
 
 PREFIX = "stream_t1"
 PACE_SECONDS = 10.0  # over which frames per second are counted

@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-MAX_LINE_BYTES = 4 * 2**20
+from runtime.serve.backend import Message
 
-Message = dict[str, Any]
+MAX_LINE_BYTES = 4 * 2**20
 
 
 def line_of(message: Mapping[str, Any]) -> bytes:
