@@ -142,8 +142,7 @@ class VideoJob:
             with contextlib.suppress(asyncio.CancelledError):
                 if self._saving:
                     await asyncio.shield(self._saving)
-            if self._progress.saved < self._progress.turns or not self._progress.turns:
-                await self._save()
+            await self._save()  # of the chunk that is being made, too
         self._job.cancel("the server stops")
 
     async def note_state(self) -> None:
