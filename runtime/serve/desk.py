@@ -7,7 +7,6 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 from runtime.serve import disk
@@ -15,6 +14,7 @@ from runtime.serve.backend import Backend, Message, WorkerGone
 from runtime.serve.errors import ApiError, not_found, sanitised
 from runtime.serve.jobs import OPEN, Job, Order, State, new_job
 from runtime.serve.live import Live
+from runtime.serve.metrics import Metrics
 from runtime.serve.options import ServeOptions
 from runtime.serve.orders import Menu
 from runtime.serve.store import Store
@@ -29,13 +29,11 @@ TIDY_S = 30.0
 class Desk:
     """All jobs of one server. ``start`` and ``stop`` frame it; in between every method may be called at any time."""
 
-    def __init__(
-        self, backend: Backend, options: ServeOptions, observe: Callable[[Message], None]
-    ) -> None:
+    def __init__(self, backend: Backend, options: ServeOptions, metrics: Metrics) -> None:
         self.options = options
         self.ready: Message = {}  # what the worker said when it was
         self._backend = backend
-        self._observe = observe
+        self._metrics = metrics
         self._phase = "new"  # starting, ready, stopping, gone
         self._live: dict[str, Live] = {}  # the worker has them, or is going to
         self._waiting: list[Live] = []  # of an earlier server, until the worker is ready
@@ -177,7 +175,7 @@ class Desk:
     def hear(self, event: Message) -> None:
         """Apply one event of the worker. What it says wrongly is logged, and stops nobody."""
         try:
-            self._observe(event)
+            self._metrics.seen(event)
             self._apply(event)
         except (KeyError, TypeError, ValueError):
             log.exception("the worker said something strange: %.200s", event)
@@ -268,6 +266,7 @@ class Desk:
         left_s = order.deadline_s and order.deadline_s - (time.time() - job.created)
         if left_s is not None and left_s <= 0:
             return self._end(live, State.FAILED, f"was not done within {order.deadline_s:g} s")
+        self._metrics.submitted(job.id)
         self._backend.send({
             "do": "submit", "job": job.id, "folder": str(live.folder.resolve()),
             "prompts": [list(scene) for scene in order.prompts],
