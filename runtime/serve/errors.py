@@ -25,7 +25,7 @@ FOLDERS = re.compile(r"(?<![\w.:/])(?:/[^\s/:'\",;()]+)+/(?=[^\s/])")
 
 
 class ApiError(Exception):
-    """An answer that is not the one the client hoped for."""
+    """An answer that is not the one the client hoped for; ``status`` is HTTP's."""
 
     def __init__(
         self,
@@ -35,15 +35,15 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
-        self.retry_after_s = retry_after_s
-
-    @property
-    def headers(self) -> dict[str, str]:
-        headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
-        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["Retry-After"] = str(retry_after_s)
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
 
     @property
     def body(self) -> dict[str, Any]:
@@ -76,8 +76,12 @@ def guess(name: str, known: Iterable[str]) -> str:
 
 
 def told(problems: Sequence[Mapping[str, Any]], known: Iterable[str]) -> ApiError:
-    """The first of pydantic's problems as our error; ``known`` are the names that fields have."""
-    problem = problems[0]
+    """One of pydantic's problems as our error: a misspelt name before what is missing for it.
+
+    ``known`` are the names that fields have.
+    """
+    unknown = (problem for problem in problems if problem["type"] == "extra_forbidden")
+    problem = next(unknown, problems[0])
     where = [str(part) for part in problem["loc"] if part not in UNSAID]
     param = ".".join(where) or "body"
     if problem["type"] == "extra_forbidden":
