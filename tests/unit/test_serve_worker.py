@@ -1,12 +1,16 @@
 """The worker: jobs in, files and events out, and nothing that a message could break."""
 
 import asyncio
+import json
+import socket
 
 import av
 import pytest
 
 from runtime.serve.job_files import SNAPSHOTS
 from runtime.serve.wire import MAX_LINE_BYTES
+from runtime.serve.worker import Worker
+from runtime.serve.worker_options import parse
 from runtime.trace import read_trace
 from tests.fake_async_engine import FakeAsyncEngine
 from tests.worker_at_hand import at_hand
@@ -101,6 +105,22 @@ def test_jobs_side_by_side_are_those_made_alone(tmp_path):
     runs(tmp_path, scenario)
     videos = [(tmp_path / name / "video.mp4").read_bytes() for name in ("alone", "v2", "v1")]
     assert videos[0] == videos[1] != videos[2]
+
+
+def test_a_worker_that_cannot_build_its_engine_says_why_with_its_last_words():
+    def build(settings, limits):
+        raise RuntimeError("the weights are not there")
+
+    async def scenario():
+        ours, theirs = socket.socketpair()
+        with ours:
+            worker = Worker(parse(["--link-fd", str(theirs.detach())]), build)
+            with pytest.raises(RuntimeError, match="not there"):
+                await worker.run()
+            return ours.recv(1000)
+
+    fatal = {"event": "fatal", "reason": "the weights are not there"}
+    assert json.loads(asyncio.run(scenario())) == fatal
 
 
 # Cancelling, switching, refusing
