@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from runtime.async_engine import AsyncEngine
 from runtime.request import Limits, Request
@@ -72,7 +73,8 @@ class Worker:
         working = asyncio.create_task(self._work(threads))
         watchdog: threading.Timer | None = None
         try:
-            await asyncio.wait({working, self._stop}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {working, self._stop}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 await working  # raises what ended it
             watchdog = _end_after(self._stop.result())
@@ -146,7 +148,7 @@ class Worker:
     async def _refuse(self, message: Message, error: Exception) -> None:
         """Say that something was not done. A submission that named its job has failed, unless that job is running."""
         reason = reason_of(error, str(message.get("folder", "?")))
-        job, told = job_named(message), {"reason": reason}
+        job, told = job_named(message), Message(reason=reason)
         if message.get("do") == "submit" and job and job not in self._jobs:
             told |= {"event": "failed", "job": job, "resumable": False}
         else:
