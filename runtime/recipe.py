@@ -16,8 +16,10 @@ from runtime.score import Scorer
 from runtime.search import SearchPolicy
 from runtime.settings import MemorySettings, NoiseSettings, Settings
 
-# Of ``reward`` and ``search`` only these may differ between the videos of one engine: the rest is built into it.
-OWN_REWARD = ("window_chunks", "tau", "stride")
+# Of ``reward`` only these may differ between the videos of one engine: the rest is built into it.
+OWN_REWARD = ("window_chunks", "tau", "stride", "on_error")
+# How much an engine holds is no video's business.
+NOBODYS = ("prompts", "memory_share", "verify")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Recipe:
     """The rooms that a video's settings shape."""
 
     settings: Settings
+    asked: Settings  # by the caller: where a budget chooses, not what the next chunk is made with
     policy: SearchPolicy
     mixing: NoiseSettings | None  # None: the noise of every chunk is fresh
     memory: MemorySettings  # without sinking where the policy does not route
@@ -62,6 +65,7 @@ def build_recipe(settings: Settings, generator: Generator, pool: KVPool, scorer:
     memory = settings.memory if policy.sinks else replace(settings.memory, sinking=False)
     return Recipe(
         settings,
+        settings,
         policy,
         settings.noise if policy.propagates else None,
         memory,
@@ -80,7 +84,7 @@ def check_own(settings: Settings, engine: Settings, judges: bool) -> None:
     for room in ("run", "reward"):
         mine, its = getattr(settings, room), getattr(engine, room)
         for field in dataclasses.fields(mine):
-            if room == "reward" and field.name in OWN_REWARD:
+            if field.name in (OWN_REWARD if room == "reward" else NOBODYS):
                 continue
             wanted, got = getattr(its, field.name), getattr(mine, field.name)
             if wanted != got:

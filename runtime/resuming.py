@@ -19,6 +19,7 @@ from runtime.engine import Engine
 from runtime.lines import Line
 from runtime.memory import Lease
 from runtime.packing import Packed, Packer, Unpacker, plain
+from runtime.recipe import OWN_REWARD
 from runtime.scenes import Scene
 from runtime.settings import Settings
 from runtime.types import Watch
@@ -44,7 +45,7 @@ def identity(engine: Engine) -> str:
     reward = dataclasses.asdict(engine.settings.reward)
     named = {f"run.{name}": value for name, value in run.items() if name not in FREE}
     named |= {f"reward.{name}": value for name, value in reward.items()}
-    for own in ("window_chunks", "tau", "stride"):  # every video's own
+    for own in OWN_REWARD:
         named.pop(f"reward.{own}")
     named |= {
         "fidelity": engine.settings.fidelity,
@@ -73,9 +74,9 @@ def pack(line: Line, pool: Any) -> Packed:
         )
     packer, video = Packer(pool), line.video
     tree = {
-        "settings": json.loads(video.recipe.settings.to_json()),
+        "settings": json.loads(video.recipe.asked.to_json()),
         "scenes": [[scene.chunk, scene.prompt] for scene in video.scenes],
-        "scene": video.scenes.index(video.scene),
+        "scene": [video.scene.chunk, video.scene.prompt],
         "index": line.index,
         "survivors": packer.histories(line.survivors),
         "shown": [packer.tensor(frames) for frames in video.emitter.shown],
@@ -117,7 +118,9 @@ def unpack(
     scenes = tuple(Scene(*pair) for pair in known.scenes)
     try:
         tree = packed.tree
-        line = engine.begin(recipe, scenes, lease, watch, number, scenes[tree["scene"]])
+        now = Scene(*tree["scene"])  # unless a switch has replaced it, one of the scenes
+        scene = next((one for one in scenes if one == now), now)
+        line = engine.begin(recipe, scenes, lease, watch, number, scene)
         unpacker = Unpacker(packed, tree["chunks"], engine.pool, lease)
         survivors = unpacker.histories(tree["survivors"])
         line.video.emitter.shown.extend(unpacker.tensor(name) for name in tree["shown"])

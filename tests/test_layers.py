@@ -18,6 +18,7 @@ FOLDERS = {
 NOUNS = {
     "runtime.types",
     "runtime.buffers",
+    "runtime.portions",
     "runtime.settings",
     "runtime.weights",
     "runtime.manifest",
@@ -37,6 +38,7 @@ SERVICES = {
     "runtime.trt",
     "runtime.ort",
     "runtime.lanes",
+    "runtime.guarding",
     "runtime.telemetry",
     "runtime.output",
     "runtime.thumbnails",
@@ -69,7 +71,19 @@ HALVES = {
     "runtime.recipe",
     "runtime.judging",
     "runtime.settling",
+    "runtime.costs",
+    "runtime.budget",
 }  # of the engine, too long for one file
+MANY = {
+    "runtime.async_engine",
+    "runtime.job",
+    "runtime.pacing",
+    "runtime.request",
+    "runtime.resuming",
+    "runtime.riding",
+    "runtime.stats",
+    "runtime.turning",
+}  # callers on one engine
 DOORS = {
     "runtime.__init__",
     "runtime.__main__",
@@ -91,6 +105,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     "runtime.types": {"runtime.settings"},
     "runtime.buffers": {"runtime.types", "runtime.settings", "runtime.kernels"},
     "runtime.manifest": set(),
+    "runtime.portions": set(),
     "runtime.tensorfile": set(),
     "runtime.shards": {"runtime.manifest", "runtime.tensorfile"},
     "runtime.window": {"runtime.types"},
@@ -104,7 +119,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     **dict.fromkeys(HALVES, NOUNS | SERVICES | ROOMS | HALVES),
     "runtime.sizing": NOUNS | SERVICES | ROOMS | HALVES,
     "runtime.engine": NOUNS | SERVICES | ROOMS | HALVES | {"runtime.sizing"},
-    "runtime.resuming": {"runtime"},
+    **dict.fromkeys(MANY, NOUNS | SERVICES | ROOMS | HALVES | MANY | {"runtime.engine"}),
     **dict.fromkeys(DOORS | OUTSIDE, {"runtime"}),
 }
 
