@@ -4,7 +4,9 @@ import { byId, show } from "./dom.js";
 
 const KEY = "stream-t1-key"; // in sessionStorage: gone with the tab
 
-export const FINAL = new Set(["completed", "failed", "cancelled"]);
+const FINAL = new Set(["completed", "failed"]);
+
+export const isOver = (video) => FINAL.has(video.status);
 
 // An answer that is not a success; `status` is 0 when the server was not reached at all.
 export class ApiError extends Error {
@@ -41,7 +43,7 @@ async function call(url, options = {}) {
 // The server's own words for an error.
 async function sentence(response) {
   const told = await response.json().catch(() => null);
-  const words = told?.error?.message ?? told?.detail;
+  const words = told?.error?.message;
   const wait = response.headers.get("Retry-After");
   const again = wait ? ` Try again in ${wait} s.` : "";
   return `${typeof words === "string" ? words : `The server answered ${response.status}.`}${again}`;
@@ -69,9 +71,12 @@ function ask(wrong) {
   return asking;
 }
 
-// Seeds have 63 bits, more than a number here can hold: they are kept as they were written.
+// Seeds have 63 bits, more than a number here can hold: large ones are kept as they were written.
 function parsed(text) {
-  return JSON.parse(text, (name, value, context) => (name === "seed" && context?.source ? context.source : value));
+  return JSON.parse(text, (_, value, context) => {
+    const exact = typeof value !== "number" || !Number.isInteger(value) || Number.isSafeInteger(value);
+    return exact ? value : (context?.source ?? value);
+  });
 }
 
 const json = async (url, options) => parsed(await (await call(url, options)).text());
@@ -83,8 +88,9 @@ export async function videos(after) {
   return json(url);
 }
 
-// `wanted` has prompt, seconds, policy, histories, expansions and perhaps seed.
-export function create(wanted) {
+// `search` has policy, histories, expansions and perhaps seed.
+export function create(prompt, seconds, search) {
+  const wanted = { prompt, seconds, search };
   const headers = { "Content-Type": "application/json" };
   return json(at("v1/videos"), { method: "POST", headers, body: JSON.stringify(wanted) });
 }

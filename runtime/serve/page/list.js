@@ -1,6 +1,6 @@
 // The list of videos and the form for a new one.
 
-import { FINAL, create, videos } from "./api.js";
+import { create, isOver, videos } from "./api.js";
 import { byId, h, say, show } from "./dom.js";
 import { stateInWords } from "./words.js";
 
@@ -19,14 +19,14 @@ async function submit(event) {
   const form = event.target;
   const button = form.querySelector("button");
   const fields = new FormData(form);
-  const wanted = { prompt: fields.get("prompt"), seconds: fields.get("seconds"), policy: fields.get("policy") };
+  const search = { policy: fields.get("policy") };
   for (const name of ["histories", "expansions", "seed"]) {
-    if (fields.get(name) !== "") wanted[name] = Number(fields.get(name));
+    if (fields.get(name) !== "") search[name] = Number(fields.get(name));
   }
   say(byId("new-error"), "");
   button.disabled = true;
   try {
-    const video = await create(wanted);
+    const video = await create(fields.get("prompt"), fields.get("seconds"), search);
     location.assign(new URL(`videos/${encodeURIComponent(video.id)}`, document.baseURI));
   } catch (error) {
     say(byId("new-error"), error.message);
@@ -104,5 +104,5 @@ function write(row, video) {
   say(row.state, stateInWords(video));
   row.state.dataset.state = video.status;
   row.progress.value = video.progress ?? 0;
-  row.progress.classList.toggle("over", FINAL.has(video.status));
+  row.progress.classList.toggle("over", isOver(video));
 }

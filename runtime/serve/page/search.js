@@ -151,6 +151,6 @@ export function* eventsOf(trace) {
     yield { ...chunk, event: "turn", candidates };
   }
   for (const [index, seed] of trace.path.entries()) {
-    yield { event: "settled", index, seed: `${seed}` };
+    yield { event: "settled", index, seed };
   }
 }

@@ -28,14 +28,16 @@ class VideoPage {
     byId("trace").addEventListener("click", (event) => this.#openTrace(event));
   }
 
+  // Nothing more will happen. An interrupted video may go on when the server comes back.
   get over() {
-    return api.FINAL.has(this.video.status);
+    return api.isOver(this.video) && this.video.error?.code !== "interrupted";
   }
 
   // Asks how it stands. What happens in between is told by events.
   async refresh() {
     try {
       this.video = await api.video(this.id);
+      this.final = this.over;
       say(byId("notice"), "");
     } catch (error) {
       say(byId("notice"), error.status === 404 ? "There is no such video here." : error.message);
@@ -63,8 +65,7 @@ class VideoPage {
     const changed = this.search.take(event);
     switch (event.event) {
       case "began":
-      case "turn":
-        if (this.video.status === "queued") this.video.status = "in_progress";
+        this.#began();
         break;
       case "refused":
         say(byId("switch-note"), event.reason);
@@ -76,10 +77,10 @@ class VideoPage {
         this.#end("completed", event);
         break;
       case "failed":
-        this.#end("failed", event);
+        this.#end("failed", event, event.resumable ? "interrupted" : "generation_failed");
         break;
       case "cancelled":
-        this.#end("cancelled", event);
+        this.#end("failed", { ...event, reason: event.reason ?? "cancelled" }, "cancelled");
         break;
       default:
     }
@@ -87,16 +88,29 @@ class VideoPage {
     this.#writeSoon();
   }
 
-  #end(status, event) {
+  // Again, for a video that was interrupted: its file goes on where it ended.
+  #began() {
+    if (this.final) return; // an old story
+    this.video.status = "in_progress";
+    this.video.error = undefined;
+    if (this.player?.ended) {
+      this.player.stop();
+      this.#play();
+    }
+  }
+
+  // What the server answered about a finished video holds; its events only tell how it came to that.
+  #end(status, event, code) {
+    if (this.final) return;
     this.video.status = status;
-    if (event.reason) this.video.error = { message: event.reason };
+    if (status === "failed") this.video.error = { code, message: event.reason };
     if (event.degraded) this.video.degraded = event.degraded;
-    if (event.resumable) this.video.resumable = true;
   }
 
   async #connected(yes) {
-    say(byId("notice"), yes ? "" : "The connection to the server broke; connecting again.");
-    if (!yes) await this.refresh(); // asks for a key when that is what is missing
+    if (yes) return say(byId("notice"), "");
+    await this.refresh(); // asks for a key when that is what is missing
+    if (!api.isOver(this.video)) say(byId("notice"), "The connection to the server broke; connecting again.");
   }
 
   // A video from before a restart has no events left, but its trace tells the same.
@@ -204,10 +218,9 @@ class VideoPage {
 
   #writeProblems() {
     const { video } = this;
-    const words = video.error?.message;
+    const words = video.error?.code === "cancelled" ? undefined : video.error?.message;
     show(byId("problem"), Boolean(words));
-    const resume = video.resumable ? " It goes on from its last snapshot when the server is started again." : "";
-    if (words) say(byId("problem"), `Failed: ${words}.${resume}`.replace("..", "."));
+    if (words) say(byId("problem"), words);
     show(byId("degraded"), Boolean(video.degraded?.length));
     writeList(byId("degraded"), video.degraded ?? [], (one) => [one]);
   }
@@ -229,7 +242,7 @@ class VideoPage {
     const facts = [
       ["seconds", video.seconds],
       ["size", video.size],
-      ["policy", video.policy],
+      ["policy", video.settings?.["search.policy"]],
       ["K x M", newest?.histories ? `${newest.histories} x ${newest.expansions}` : undefined],
       ["best fused score", newest ? number(newest.byRank.get(0)?.fused) : undefined],
       ["id", this.id],
@@ -247,9 +260,10 @@ class VideoPage {
     show(byId("times"), stages.length > 0);
     const most = Math.max(1, ...stages.map((one) => one.total));
     const rows = stages.map(({ stage, last, total }) => {
-      const bar = h("i", { class: "bar" });
+      const bar = h("i");
       bar.style.width = `${(100 * total) / most}%`;
-      return h("tr", {}, h("td", {}, stage), h("td", {}, seconds(last)), h("td", {}, seconds(total), bar));
+      const cells = [h("td", {}, stage), h("td", { class: "share" }, bar)];
+      return h("tr", {}, ...cells, h("td", {}, seconds(last)), h("td", {}, seconds(total)));
     });
     byId("times").tBodies[0].replaceChildren(...rows);
   }

@@ -1,15 +1,10 @@
-// What states are called.
+// What states and times are called.
 
-const STATES = {
-  queued: "waiting",
-  in_progress: "being made",
-  completed: "done",
-  failed: "failed",
-  cancelled: "cancelled",
-};
+const STATES = { queued: "waiting", in_progress: "being made", completed: "done", failed: "failed" };
+const CODES = { cancelled: "cancelled", interrupted: "interrupted" }; // why a failed one did not get done
 
 export function stateInWords(video) {
-  const word = STATES[video.status] ?? video.status;
+  const word = CODES[video.error?.code] ?? STATES[video.status] ?? video.status;
   return video.degraded?.length && video.status === "completed" ? `${word}, degraded` : word;
 }
 
