@@ -83,9 +83,8 @@ class StandIn:
 
         @app.middleware("http")
         async def guard(request: Request, call_next: Any) -> Response:
-            wanted = None if self.key is None else f"Bearer {self.key}"
-            closed = request.url.path.startswith("/v1")
-            if closed and wanted and request.headers.get("authorization") != wanted:
+            closed = self.key and request.url.path.startswith("/v1")
+            if closed and not self._knows(request):
                 return JSONResponse({"error": {"message": "no key"}}, 401)
             answer = await call_next(request)
             answer.headers["Content-Security-Policy"] = POLICY
@@ -96,9 +95,18 @@ class StandIn:
         async def page() -> Response:
             return FileResponse(PAGE / "index.html")
 
+        @app.post("/v1/session", status_code=204)
+        async def enter(response: Response) -> None:
+            response.set_cookie("session", "good", httponly=True, samesite="strict")
+
         app.mount("/page", StaticFiles(directory=PAGE))
         self._api(app)
         return app
+
+    def _knows(self, request: Request) -> bool:
+        if request.url.path == "/v1/session":
+            return request.headers.get("authorization") == f"Bearer {self.key}"
+        return request.cookies.get("session") == "good"
 
     def _api(self, app: FastAPI) -> None:
         @app.get("/v1/videos")

@@ -1,8 +1,6 @@
 // Talks to the server that this page came from, and to nobody else. The only file that knows routes and field names.
 
-import { byId, show } from "./dom.js";
-
-const KEY = "stream-t1-key"; // in sessionStorage: gone with the tab
+import { byId, say, show } from "./dom.js";
 
 const FINAL = new Set(["completed", "failed"]);
 
@@ -19,24 +17,22 @@ export class ApiError extends Error {
 const at = (path) => new URL(path, document.baseURI);
 const videoAt = (id, rest = "") => at(`v1/videos/${encodeURIComponent(id)}${rest}`);
 
-export const key = () => sessionStorage.getItem(KEY);
-
-// Like `fetch`, with the key; asks for one when the server does, and throws ApiError for what is not a success.
+// Like `fetch`; asks for the key when the server does, and throws ApiError for what is not a success.
 async function call(url, options = {}) {
   for (;;) {
-    const headers = new Headers(options.headers);
-    const used = key();
-    if (used !== null) headers.set("Authorization", `Bearer ${used}`);
-    let response;
-    try {
-      response = await fetch(url, { ...options, headers, credentials: "same-origin", redirect: "error" });
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new ApiError(0, "The server cannot be reached.");
-    }
-    if (response.status === 401) await ask(used);
-    else if (response.ok) return response;
-    else throw new ApiError(response.status, await sentence(response));
+    const response = await reach(url, options);
+    if (response.ok) return response;
+    if (response.status !== 401) throw new ApiError(response.status, await sentence(response));
+    await (asking ??= ask());
+  }
+}
+
+async function reach(url, options) {
+  try {
+    return await fetch(url, { ...options, credentials: "same-origin", redirect: "error" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, "The server cannot be reached.");
   }
 }
 
@@ -51,24 +47,23 @@ async function sentence(response) {
 
 let asking; // one dialog for all calls that wait
 
-// Asks for the key, until one is given that differs from the `wrong` one.
-function ask(wrong) {
-  if (wrong !== null && key() !== wrong) return Promise.resolve(); // another call has asked meanwhile
-  asking ??= new Promise((resolve) => {
-    const [dialog, input] = [byId("key"), byId("key-value")];
-    show(byId("key-wrong"), wrong !== null);
+// Asks for the key until the server takes it. It is exchanged for a cookie that no script can read, and not kept.
+async function ask() {
+  const [dialog, input] = [byId("key"), byId("key-value")];
+  show(byId("key-wrong"), false);
+  for (;;) {
     input.value = "";
-    const given = () => {
-      if (!input.value) return dialog.showModal(); // Escape: there is nothing to see without a key
-      dialog.removeEventListener("close", given);
-      sessionStorage.setItem(KEY, input.value);
-      asking = undefined;
-      resolve();
-    };
-    dialog.addEventListener("close", given);
-    dialog.showModal();
-  });
-  return asking;
+    if (!dialog.open) dialog.showModal();
+    await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+    if (!input.value) continue; // Escape: there is nothing to see without a key
+    const headers = { Authorization: `Bearer ${input.value}` };
+    const answer = await reach(at("v1/session"), { method: "POST", headers }).catch((error) => error);
+    if (answer.ok) break;
+    say(byId("key-wrong"), answer.message ?? "The server did not accept this key.");
+    show(byId("key-wrong"), true);
+  }
+  input.value = "";
+  asking = undefined;
 }
 
 // Seeds have 63 bits, more than a number here can hold: large ones are kept as they were written.
@@ -97,8 +92,8 @@ export function create(prompt, seconds, search) {
 
 export const video = (id) => json(videoAt(id));
 export const trace = (id) => json(videoAt(id, "/trace"));
+export const traceAddress = (id) => videoAt(id, "/trace").href;
 export const remove = (id) => call(videoAt(id), { method: "DELETE" });
-export const content = (id, signal) => call(videoAt(id, "/content"), { signal });
 export const stream = (id, signal) => call(videoAt(id, "/stream"), { signal });
 export const contentAddress = (id) => videoAt(id, "/content").href;
 
@@ -125,10 +120,7 @@ export class Live {
   #connect() {
     const url = videoAt(this.id, "/live");
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
-    // A browser cannot put a header on a socket; the key travels as a protocol name, not in the logged address.
-    const used = key();
-    const protocols = used === null ? ["stream-t1"] : ["stream-t1", `key.${base64url(used)}`];
-    this.socket = new WebSocket(url, protocols);
+    this.socket = new WebSocket(url, "stream-t1");
     this.socket.addEventListener("open", () => {
       this.wait = 500;
       this.connected(true);
@@ -144,9 +136,4 @@ export class Live {
     this.wait = Math.min(this.wait * 2, 8000);
     if (!this.stopped) this.#connect();
   }
-}
-
-function base64url(text) {
-  const bytes = String.fromCharCode(...new TextEncoder().encode(text));
-  return btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }

@@ -24,8 +24,8 @@ class VideoPage {
     this.tree = new Tree(byId("tree"), this.search, (index, one) => panel.show(this.search, index, one));
     byId("switch").addEventListener("submit", (event) => this.#switch(event));
     byId("cancel").addEventListener("click", () => this.#cancel());
-    byId("download").addEventListener("click", () => this.#download());
-    byId("trace").addEventListener("click", (event) => this.#openTrace(event));
+    byId("download").href = api.contentAddress(id);
+    byId("trace").href = api.traceAddress(id);
   }
 
   // Nothing more will happen. An interrupted video may go on when the server comes back.
@@ -137,14 +137,9 @@ class VideoPage {
     if (plays) return;
     note("This browser cannot play the video while it is made; it comes when it is done.");
     while (!this.over) await new Promise((resolve) => setTimeout(resolve, 1000));
-    video.src = api.key() === null ? api.contentAddress(this.id) : await this.#file();
+    video.src = api.contentAddress(this.id);
     video.addEventListener("error", () => note("This browser cannot play the video. Download it."));
     note("");
-  }
-
-  // The whole file, where the key has to go along and a plain address would not do.
-  async #file() {
-    return URL.createObjectURL(await (await api.content(this.id)).blob());
   }
 
   #switch(event) {
@@ -169,27 +164,6 @@ class VideoPage {
     await this.refresh();
   }
 
-  async #download() {
-    try {
-      const link = h("a", { href: await this.#file(), download: `${this.id}.mp4` });
-      link.click();
-      setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-    } catch (error) {
-      say(byId("notice"), error.message);
-    }
-  }
-
-  async #openTrace(event) {
-    if (api.key() === null) return; // a plain link does
-    event.preventDefault();
-    try {
-      const text = new Blob([JSON.stringify(await api.trace(this.id))], { type: "application/json" });
-      open(URL.createObjectURL(text), "_blank", "noopener");
-    } catch (error) {
-      say(byId("notice"), error.message);
-    }
-  }
-
   #writeSoon() {
     this.writing ??= requestAnimationFrame(() => {
       this.writing = undefined;
@@ -206,8 +180,7 @@ class VideoPage {
     this.#writeProgress();
     show(byId("switch"), !this.over);
     say(byId("cancel"), this.over ? "Delete" : "Cancel");
-    show(byId("download"), search.bytes > 0 || video.status === "completed");
-    byId("trace").href = new URL(`v1/videos/${encodeURIComponent(this.id)}/trace`, document.baseURI);
+    show(byId("download"), video.status === "completed");
     writeList(byId("scenes"), [...search.switches].sort(([a], [b]) => a - b), ([chunk, prompt]) => [
       h("b", {}, `from chunk ${chunk}`),
       ` ${prompt}`,
