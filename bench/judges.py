@@ -51,11 +51,12 @@ class Rewards:
             )
         rows = full.decoding.batch_rows
         self.decoding = Decoding(
-            full.parts.generator.decoder, new.window_chunks, full.decoding.cold, rows, parts.scoring
+            full.parts.generator.decoder, full.decoding.cold, rows, parts.scoring
         )
         self.scorer = Scorer(
             parts.image, parts.video, new, settings.memory, settings.released, rows
         )
+        self.window_chunks = new.window_chunks
         self.sees_the_same = parts.scoring is full.parts.scoring
         self.past: list[tuple[Tensor, tuple[Tensor, ...], Any]] = []  # latents -> frames, state
 
@@ -70,7 +71,7 @@ class Rewards:
             newest = self.decoding.newest(branches, latents)
             self._remember(record, branches, newest)
         span = [slice(0, len(branches))]
-        windows = self.decoding.windows(branches, span, latents, newest)
+        windows = self.decoding.windows(branches, span, latents, newest, [self.window_chunks])
         shorts = self.scorer.rate_images(newest.frames, span, [place])
         longs = self.scorer.rate_videos(windows, [place])
         return [scores.fused for scores, _ in self.scorer.decide(branches, shorts, longs, place)]
@@ -83,7 +84,7 @@ class Rewards:
         return replace(parent, frames=(), scoring=None)
 
     def _remember(self, record: ChunkRecord, branches: Sequence[Branch], newest: Newest) -> None:
-        decoder, past = self.decoding.scoring, max(self.decoding.window_chunks - 1, 1)
+        decoder, past = self.decoding.scoring, max(self.window_chunks - 1, 1)
         self.past = [
             (
                 survivor.latents[-1],

@@ -78,7 +78,6 @@ class Decoding:
     def __init__(
         self,
         decoder: Decoder,
-        window_chunks: int,
         cold: bool,
         batch_rows: int = 0,
         scoring: Decoder | None = None,
@@ -87,7 +86,6 @@ class Decoding:
         """``scoring`` decodes for the rewards; None: the decoder itself. ``graphs`` as ``GraphRunner`` has modes."""
         self.decoder = Recorded.over(decoder, graphs)
         self.scoring = Recorded.over(scoring, graphs) if scoring else None
-        self.window_chunks = window_chunks
         self.cold = cold
         self.batch_rows = batch_rows
 
@@ -111,21 +109,31 @@ class Decoding:
         spans: Sequence[slice],
         latents: Tensor,
         newest: Newest,
+        chunks: Sequence[int],
     ) -> list[Window]:
-        """The recent window as the video reward sees it, for the rows of each span: as long as its video's scene."""
-        return [self._window(branches[s], latents[s], newest.frames[s]) for s in spans]
+        """The recent window as the video reward sees it, for the rows of each span: at most ``chunks`` of them, and no
+        longer than its video's scene."""
+        return [
+            self._window(branches[s], latents[s], newest.frames[s], most - 1)
+            for s, most in zip(spans, chunks, strict=True)
+        ]
 
-    def _window(self, branches: Sequence[Branch], latents: Tensor, newest: Tensor) -> Window:
+    def _window(
+        self, branches: Sequence[Branch], latents: Tensor, newest: Tensor, past: int
+    ) -> Window:
         if self.cold:
-            parts = [self._cold_window(branches, latents, rows) for rows in self._batches(latents)]
+            parts = [
+                self._cold_window(branches, latents, rows, past) for rows in self._batches(latents)
+            ]
             return Window(torch.cat(parts))
-        past = self.window_chunks - 1
         return Window(newest, tuple(_last(branch.parent.frames, past) for branch in branches))
 
     def shown(
         self, branches: Sequence[Branch], latents: Tensor, newest: Newest, kept: Sequence[int]
     ) -> list[Shown]:
         """Each kept row's chunk as the video will show it."""
+        if not kept:
+            return []
         if not self.cold and self.scoring is None:
             return [
                 Shown(frames, frames, newest.state(row, self.decoder), None)
@@ -161,10 +169,12 @@ class Decoding:
         parts = [decoder.decode(latents[r.start : r.stop], None)[0] for r in self._batches(latents)]
         return torch.cat(parts)
 
-    def _cold_window(self, branches: Sequence[Branch], latents: Tensor, rows: range) -> Tensor:
+    def _cold_window(
+        self, branches: Sequence[Branch], latents: Tensor, rows: range, past: int
+    ) -> Tensor:
         decoder = self.scoring or self.decoder
-        past = [_last(branches[row].parent.latents, self.window_chunks - 1) for row in rows]
-        chunks = [torch.stack(column) for column in zip(*past, strict=True)]
+        before = [_last(branches[row].parent.latents, past) for row in rows]
+        chunks = [torch.stack(column) for column in zip(*before, strict=True)]
         frames, state = [], None
         for chunk in [*chunks, latents[rows.start : rows.stop]]:
             decoded, state = decoder.decode(chunk, state)

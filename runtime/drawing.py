@@ -6,68 +6,63 @@ expand -> plan -> noise -> denoise        with an early choice: some passes, one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
+import torch
 from torch import Tensor
 
 from runtime import noise as noise_room
 from runtime.decode import Decoding
 from runtime.denoise import Denoiser
 from runtime.lines import Drawn, Line, rows_in, spans_of
-from runtime.parts import Parts, build_policy_of
-from runtime.plan import plan_chunk
-from runtime.score import Place, Scorer
-from runtime.settings import Settings
+from runtime.parts import Parts
+from runtime.plan import joined, plan_chunk
+from runtime.score import Place
 from runtime.telemetry import StageClock
-from runtime.types import take_rows
+from runtime.types import Branch, take_rows
 
 
 class Drawing:
-    """Draws the candidates of a chunk by the search policy."""
+    """Draws the next chunk's candidates of lines by their search policies."""
 
     def __init__(
-        self,
-        settings: Settings,
-        parts: Parts,
-        denoiser: Denoiser,
-        decoding: Decoding,
-        scorer: Scorer,
-        clock: StageClock,
+        self, parts: Parts, denoiser: Denoiser, decoding: Decoding, clock: StageClock
     ) -> None:
-        """ValueError for an early choice that would leave no pass to do."""
-        self.memory = settings.memory
-        self.policy = build_policy_of(settings)
-        self.mixing = settings.noise if self.policy.propagates else None
         self.source, self.chunk_shape = parts.noise, parts.generator.chunk_shape
-        self.denoiser, self.decoding, self.scorer, self.clock = denoiser, decoding, scorer, clock
-        passes = parts.generator.schedule.passes
-        if self.policy.draft_passes >= passes:
-            raise ValueError(
-                f"search.draft_passes: want fewer than the {passes} passes of a chunk, got {self.policy.draft_passes}"
-            )
+        self.denoiser, self.decoding, self.clock = denoiser, decoding, clock
 
-    def draw(self, lines: Sequence[Line], places: Sequence[Place], index: int) -> Drawn:
-        """The candidates of chunk ``index`` of every line, which is at ``places``."""
-        expanded = [self.policy.expand(line.survivors, index) for line in lines]
+    def draw(self, lines: Sequence[Line], places: Sequence[Place]) -> Drawn:
+        """The candidates of every line's next chunk, which is at ``places``. All lines can share a turn."""
+        expanded = [line.video.recipe.policy.expand(line.survivors, line.index) for line in lines]
         branches = tuple(branch for part in expanded for branch in part)
         texts = tuple(
             line.video.text for line, part in zip(lines, expanded, strict=True) for _ in part
         )
         with self.clock.stage("noise"):
-            noise = noise_room.propagate(branches, self.source, self.chunk_shape, self.mixing)
+            noise = self._noise(lines, expanded)
         drawn = Drawn(branches, spans_of(map(len, expanded)), texts, noise, noise)
-        if self.policy.draft_passes:
-            return self._halved(drawn, places, index)
-        return self._denoised(drawn, noise, index, None)
+        if lines[0].video.recipe.policy.draft_passes:
+            return self._halved(lines, drawn, places)
+        return self._denoised(lines, drawn, noise, None)
 
-    def _halved(self, drawn: Drawn, places: Sequence[Place], index: int) -> Drawn:
+    def _noise(self, lines: Sequence[Line], expanded: Sequence[tuple[Branch, ...]]) -> Tensor:
+        """Initial noise of all rows; neighbours with the same mixing in one call."""
+        pairs = zip(lines, expanded, strict=True)
+        parts = []
+        for mixing, group in groupby(pairs, key=lambda pair: pair[0].video.recipe.mixing):
+            rows = [branch for _, branches in group for branch in branches]
+            parts.append(noise_room.propagate(rows, self.source, self.chunk_shape, mixing))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _halved(self, lines: Sequence[Line], drawn: Drawn, places: Sequence[Place]) -> Drawn:
         """The finalists of a batch, after the passes that all have and those that only they get."""
-        cut = self.policy.draft_passes
-        drafts = self._denoised(drawn, drawn.noise, index, range(cut)).latents
-        scores = self._early_scores(drafts, drawn.spans, places)
+        cut = lines[0].video.recipe.policy.draft_passes
+        drafts = self._denoised(lines, drawn, drawn.noise, range(cut)).latents
+        scores = self._early_scores(lines, drafts, drawn.spans, places)
         with self.clock.stage("select"):
             picked = [
-                self.policy.finalists(drawn.branches[span], part)
-                for span, part in zip(drawn.spans, scores, strict=True)
+                line.video.recipe.policy.finalists(drawn.branches[span], part)
+                for line, span, part in zip(lines, drawn.spans, scores, strict=True)
             ]
         rows = rows_in(drawn.spans, picked)
         some = Drawn(
@@ -77,22 +72,34 @@ class Drawing:
             take_rows(drawn.noise, rows),
             take_rows(drafts, rows),
         )
-        return self._denoised(some, some.latents, index, range(cut, self.denoiser.schedule.passes))
+        rest = range(cut, self.denoiser.schedule.passes)
+        return self._denoised(lines, some, some.latents, rest)
 
     def _early_scores(
-        self, drafts: Tensor, spans: Sequence[slice], places: Sequence[Place]
+        self,
+        lines: Sequence[Line],
+        drafts: Tensor,
+        spans: Sequence[slice],
+        places: Sequence[Place],
     ) -> list[list[float]]:
         """What the image reward thinks of one frame of every candidate, per line."""
         with self.clock.stage("decode"):
             frames = self.decoding.preview(drafts)
         with self.clock.stage("image reward"):
             return [
-                self.scorer.rate_drafts(frames[span], place)
-                for span, place in zip(spans, places, strict=True)
+                line.video.recipe.scorer.rate_drafts(frames[span], place)
+                for line, span, place in zip(lines, spans, places, strict=True)
             ]
 
-    def _denoised(self, drawn: Drawn, x: Tensor, index: int, passes: range | None) -> Drawn:
+    def _denoised(
+        self, lines: Sequence[Line], drawn: Drawn, x: Tensor, passes: range | None
+    ) -> Drawn:
         with self.clock.stage("denoise"):
-            plan = plan_chunk(drawn.branches, index, self.memory)
+            plan = joined(
+                [
+                    plan_chunk(drawn.branches[span], line.index, line.video.recipe.memory)
+                    for line, span in zip(lines, drawn.spans, strict=True)
+                ]
+            )
             latents = self.denoiser.run(plan, x, drawn.texts, passes)
         return Drawn(drawn.branches, drawn.spans, drawn.texts, drawn.noise, latents)

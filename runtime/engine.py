@@ -1,49 +1,36 @@
-"""The loop from prompts to settled chunks: read this first. Every line of ``Engine._chunk`` is one room."""
+"""The loop from prompts to settled chunks: read this first. Every line of ``Engine.turn`` is one room."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from runtime.decode import Decoding, Newest
+from runtime.decode import Decoding
 from runtime.denoise import Denoiser
 from runtime.drawing import Drawing
 from runtime.emit import Emitter
-from runtime.grow import grow, grow_candidates
+from runtime.judging import Judging
 from runtime.kernels.dispatch import implementation
 from runtime.lanes import Lanes
-from runtime.lines import Ahead, Drawn, Line, Turn, Video, rows_in, spans_of
-from runtime.memory import KVPool, Lease, MemoryKeeper
-from runtime.parts import Parts, blocks_of, build_policy_of
-from runtime.plan import chunks_for
+from runtime.lines import Drawn, Line, Round, Turn, Video, rows_in
+from runtime.memory import KVPool, Lease
+from runtime.parts import Parts, blocks_of
 from runtime.recaching import Recaching
+from runtime.recipe import Recipe, build_recipe, check_own
 from runtime.remembering import Remembering
 from runtime.scenes import Prompts, Scene, scenes_of
 from runtime.score import Place, Scorer
-from runtime.search import within_horizon
+from runtime.search import SearchPolicy
 from runtime.settings import MAX_PROMPTS, Settings
+from runtime.settling import chosen, numbered_events, round_of, settled
 from runtime.sizing import most_prompts
 from runtime.speculation import Speculation
 from runtime.telemetry import StageClock
-from runtime.types import (
-    Candidate,
-    ChunkEvent,
-    ChunkRecord,
-    Memory,
-    Route,
-    Scores,
-    Shown,
-    Slot,
-    Trajectory,
-    Watch,
-)
-
-UNJUDGED = Scores(math.nan, math.nan, math.nan)
+from runtime.types import ChunkEvent, ChunkRecord, Trajectory, Watch
 
 
 class Engine:
@@ -59,42 +46,46 @@ class Engine:
         generator = parts.generator
         wasteful = settings.run.schedule == "released"
         run = replace(settings.run, batch_rows=1) if wasteful else settings.run
+        self.batch_rows = run.batch_rows
         self.fps = generator.fps
-        self.chunks = chunks_for(settings.seconds, generator.fps, generator.time_stride)
-        self.policy = build_policy_of(settings)
         shape, dtype, device = generator.block_shape, generator.dtype, generator.device
         blocks = self.batch_prompts * blocks_of(settings)
         self.pool = KVPool(blocks, shape, dtype, device, run.ops)
-        memory = settings.memory if self.policy.sinks else replace(settings.memory, sinking=False)
-        self.keeper = MemoryKeeper(memory, self.pool, settings.released, settings.search.seed)
+        self.recipe = self.recipe_of(settings)
         self.denoiser = Denoiser(generator.dit, self.pool, generator.schedule, parts.noise, run)
         # Nobody but a reward looks at cold frames.
         cold = (settings.released or wasteful) and self.policy.judges
         scoring = parts.scoring if self.policy.judges else None
         self.decoding = Decoding(
             generator.decoder,
-            settings.reward.window_chunks,
             cold,
             run.decoder_rows or run.batch_rows,
             scoring,
             self.denoiser.graphs.mode,
         )
-        self.scorer = Scorer(
-            parts.image,
-            parts.video,
-            settings.reward,
-            memory,
-            settings.released,
-            run.batch_rows,
-        )
         self.lanes = Lanes(device, run.overlap)
         self.clock = StageClock(device)
-        self.drawing = Drawing(
-            settings, parts, self.denoiser, self.decoding, self.scorer, self.clock
-        )
-        self.recaching = Recaching(settings.memory, self.denoiser, generator.encode, self.clock)
-        self.remembering = Remembering(settings.memory, self.denoiser, self.keeper, wasteful)
-        self.speculation = Speculation(settings, self.drawing, self.denoiser, self.keeper)
+        self.drawing = Drawing(parts, self.denoiser, self.decoding, self.clock)
+        self.recaching = Recaching(self.denoiser, generator.encode, self.clock)
+        self.remembering = Remembering(self.denoiser, wasteful)
+        self.speculation = Speculation(self.drawing, self.denoiser)
+        ahead = self.speculation if run.speculate else None
+        self.judging = Judging(self.decoding, self.lanes, self.clock, ahead)
+
+    @property
+    def policy(self) -> SearchPolicy:
+        """Of videos that bring no settings of their own."""
+        return self.recipe.policy
+
+    @property
+    def scorer(self) -> Scorer:
+        """Of videos that bring no settings of their own."""
+        return self.recipe.scorer
+
+    @property
+    def chunks(self) -> int:
+        """Of a video that brings no settings of its own."""
+        return self.recipe.chunks
 
     @property
     def implementations(self) -> dict[str, str]:
@@ -155,186 +146,124 @@ class Engine:
         for first in range(0, len(numbered), self.batch_prompts):
             self._check_idle()  # another stream may have begun since this one was asked for
             self.clock.take()
+            group = numbered[first : first + self.batch_prompts]
             with contextlib.ExitStack() as stack:
-                group = numbered[first : first + self.batch_prompts]
-                lines = [self._begin(*one, watch, stack) for one in group]
-                for index in range(self.chunks):
-                    lines, settled = self._chunk(lines, index)
-                    yield from settled
+                lines = [
+                    self.begin(
+                        self.recipe, scenes, stack.enter_context(self.pool.lease()), watch, n
+                    )
+                    for n, scenes in group
+                ]
+                while not lines[0].done:
+                    after = self.turn(self.ready(lines))
+                    for _, error in after.fallen:
+                        raise error
+                    lines = list(after.lines)
+                    yield from after.settled
                 for line in lines:
-                    yield from _numbered(line.video, line.video.emitter.flush(self._best(line)))
+                    yield from numbered_events(line.video, self.finish(line))
 
-    def _begin(
+    def recipe_of(self, settings: Settings) -> Recipe:
+        """What ``settings`` make of this engine. ValueError for those that a video cannot have of its own."""
+        parts, generator = self.parts, self.parts.generator
+        check_own(settings, self.settings, parts.video is not None)
+        models = parts.image, parts.video
+        rooms = settings.reward, settings.memory
+        scorer = Scorer(*models, *rooms, settings.released, self.batch_rows)
+        return build_recipe(settings, generator, self.pool, scorer)
+
+    def begin(
         self,
-        number: int,
+        recipe: Recipe,
         scenes: tuple[Scene, ...],
-        watch: Watch | None,
-        stack: contextlib.ExitStack,
+        lease: Lease,
+        watch: Watch | None = None,
+        number: int = 0,
+        scene: Scene | None = None,
     ) -> Line:
+        """A video before its first chunk, or in the ``scene`` that it had reached. Closing ``lease`` gives its memory back."""
+        scene = scene or scenes[0]
         with self.clock.stage("text"):
-            text = self.parts.generator.encode(scenes[0].prompt)
-        lease = stack.enter_context(self.pool.lease())
-        emitter = Emitter(self.settings.search.horizon_chunks)
-        video = Video(number, scenes, scenes[0], text, lease, emitter, watch)
+            text = self.parts.generator.encode(scene.prompt)
+        emitter = Emitter(recipe.settings.search.horizon_chunks)
+        video = Video(number, scenes, scene, text, recipe, lease, emitter, watch)
         return Line(video, (Trajectory(),))
 
     @torch.no_grad()
-    def _chunk(
-        self, lines: Sequence[Line], index: int
-    ) -> tuple[list[Line], list[tuple[int, ChunkEvent]]]:
-        """One turn: all lines after chunk ``index``, and what can be shown now."""
+    def ready(self, lines: Sequence[Line]) -> list[Line]:
+        """The lines with room for their next chunks, and in the scenes of those. Doing it again changes nothing."""
+        if lines[0].ahead is not None:  # has room already, and no scene begins
+            return list(lines)
+        with self.clock.stage("memory"):
+            lines = [replace(x, survivors=_roomy(x)) for x in lines]
+        return self.recaching.turn(lines)
+
+    @torch.no_grad()
+    def turn(self, lines: Sequence[Line]) -> Round:
+        """The next chunk of lines that are ``ready`` and can share a turn (``Line.together``)."""
         stage = self.clock.stage
-        lines = self._ready(lines, index)
-        places = [Place(line.video.prompt, self.fps, index, self.chunks) for line in lines]
-        lines, drawn = self._next(lines, places, index)
+        places = [self._place(line) for line in lines]
+        lines, drawn = self._next(lines, places)
         with stage("decode"):
             newest = self.decoding.newest(drawn.branches, drawn.latents)
-        verdicts, ahead = self._judge(lines, drawn, newest, places)
+        verdicts, ahead = self.judging.judge(lines, drawn, newest, places)
         with stage("select"):
-            pools = [
-                grow_candidates(drawn.branches[s], drawn.noise[s], drawn.latents[s], verdicts[s])
-                for s in drawn.spans
-            ]
-            kept = [self.policy.select(pool) for pool in pools]
-            rows = rows_in(drawn.spans, kept)
+            choices = chosen(lines, drawn, verdicts)
+            rows = rows_in(drawn.spans, [choice.kept for choice in choices])
             ahead = ahead and self.speculation.checked(ahead, rows, lines[0].video.lease)
         with stage("decode"):
             shown = self.decoding.shown(drawn.branches, drawn.latents, newest, rows)
         with stage("memory"):
-            memories = self._remember(lines, drawn, verdicts, rows, index, ahead)
+            memories = self.remembering.write(lines, drawn, choices, ahead)
         with stage("emit"):
-            turns = [
-                self._settle(line, pool, best, memories[s], shown[s], index)
-                for line, pool, best, s in zip(
-                    lines, pools, kept, spans_of(map(len, kept)), strict=True
-                )
-            ]
-        self._tell(turns, drawn.spans, index, newest.frames)
-        settled = [pair for turn in turns for pair in _numbered(turn.video, turn.settled)]
+            turns = settled(lines, drawn.spans, choices, memories, shown)
+        spent = self._tell(turns, newest.frames)
         if ahead and len(turns[0].survivors) < len(rows):  # the horizon had a word, too
             self.speculation.forget(ahead, lines[0].video.lease)
             ahead = None
-        return [Line(turn.video, turn.rest, ahead) for turn in turns], settled
+        return round_of(turns, ahead, spent)
 
-    def _ready(self, lines: Sequence[Line], index: int) -> list[Line]:
-        """The lines with room for chunk ``index``, and in its scene."""
-        if lines[0].ahead is not None:  # has room already, and no scene begins
-            return list(lines)
-        with self.clock.stage("memory"):
-            make_room = self.keeper.make_room
-            lines = [replace(x, survivors=make_room(x.survivors, x.video.lease)) for x in lines]
-        return self.recaching.turn(lines, index)
+    @torch.no_grad()
+    def finish(self, line: Line) -> list[ChunkEvent]:
+        """What is left to show of a video whose chunks are all made: of the survivor that is liked most."""
+        return line.video.emitter.flush(self._best(line))
 
-    def _next(
-        self, lines: Sequence[Line], places: Sequence[Place], index: int
-    ) -> tuple[list[Line], Drawn]:
-        """The candidates of chunk ``index``, drawn now or begun before."""
+    def _place(self, line: Line) -> Place:
+        return Place(line.video.prompt, self.fps, line.index, line.video.recipe.chunks)
+
+    def _next(self, lines: Sequence[Line], places: Sequence[Place]) -> tuple[list[Line], Drawn]:
+        """The candidates of the next chunks, drawn now or begun before."""
         if lines[0].ahead is not None:
             line, drawn = self.speculation.adopt(lines[0])
             return [line], drawn
-        return list(lines), self.drawing.draw(lines, places, index)
+        return list(lines), self.drawing.draw(lines, places)
 
-    def _judge(
-        self, lines: Sequence[Line], drawn: Drawn, newest: Newest, places: Sequence[Place]
-    ) -> tuple[list[tuple[Scores, Route]], Ahead | None]:
-        """Scores and route of every candidate, and what was begun meanwhile.
-
-        The two rewards see the same frames and need not wait for each other.
-        """
-        branches, spans, after = drawn.branches, drawn.spans, places[0].chunk + 1
-        if not self.policy.judges:
-            return [(UNJUDGED, Route.DISCARD)] * len(branches), None
-        stage, beside = self.clock.stage, self.lanes.beside
-        with stage("decode"):
-            windows = self.decoding.windows(branches, spans, drawn.latents, newest)
-        with beside("video reward"), stage("video reward"):
-            longs = self.scorer.rate_videos(windows, places)
-        with beside("image reward"), stage("image reward"):
-            shorts = self.scorer.rate_images(newest.frames, spans, places)
-        ahead = None
-        if self.settings.run.speculate and self._goes_on(lines[0], after):
-            with beside("video reward"):
-                early = self.scorer.on_host(longs)
-            ahead = self.speculation.begin(lines[0], drawn, early, places[0])
-        self.lanes.join()
-        with stage("select"):
-            return self.scorer.decide(branches, shorts, longs, places[0]), ahead
-
-    def _goes_on(self, line: Line, index: int) -> bool:
-        """Chunk ``index`` exists and is of the same scene."""
-        return index < self.chunks and line.video.scene_at(index) is line.video.scene
-
-    def _remember(
-        self,
-        lines: Sequence[Line],
-        drawn: Drawn,
-        verdicts: Sequence[tuple[Scores, Route]],
-        kept: Sequence[int],
-        index: int,
-        ahead: Ahead | None,
-    ) -> list[Memory]:
-        """The memory of each kept row: its parent's, and a new block that the clean pass writes; none after the last."""
-        slots: list[Slot] = []
-        if index < self.chunks - 1 or self.settings.memory.keep_last:
-            written = dict(zip(ahead.rows, ahead.blocks, strict=True)) if ahead else {}
-            slots = self.remembering.write(lines, drawn, verdicts, kept, index, written)
-        memories = self.remembering.inherit(lines, drawn, kept)
-        return self.remembering.extend(memories, slots, index) if slots else memories
-
-    def _settle(
-        self,
-        line: Line,
-        pool: tuple[Candidate, ...],
-        kept: tuple[int, ...],
-        memories: Sequence[Memory],
-        shown: Sequence[Shown],
-        index: int,
-    ) -> Turn:
-        """The histories that end with the kept candidates, and what they all share."""
-        window = self.settings.reward.window_chunks
-        grown = tuple(
-            grow(pool[row], index, memory, one, window)
-            for row, memory, one in zip(kept, memories, shown, strict=True)
-        )
-        alive = self._within_horizon(grown, line.video.lease)
-        rest, events = line.video.emitter.settled(alive)
-        rows = tuple(r for r, g in zip(kept, grown, strict=True) if any(g is a for a in alive))
-        return Turn(line.video, pool, rows, alive, rest, tuple(events))
-
-    def _tell(
-        self, turns: Sequence[Turn], spans: Sequence[slice], index: int, frames: Tensor
-    ) -> None:
+    def _tell(self, turns: Sequence[Turn], frames: Tensor) -> dict[str, float]:
         """Tell each video's watcher about its chunk. The batch's times go with the last one."""
         spent = self.clock.take()
-        for turn, span in zip(turns, spans, strict=True):
-            if turn.video.watch is not None:
+        for turn in turns:
+            video = turn.video
+            if video.watch is not None and turn.error is None:
                 times = spent if turn is turns[-1] else {}
-                seen, number = frames[span], turn.video.number
                 who = turn.candidates, turn.kept, turn.survivors
-                turn.video.watch(ChunkRecord(index, self.chunks, *who, seen, times, number))
+                chunks, seen = video.recipe.chunks, frames[turn.span]
+                video.watch(ChunkRecord(turn.index, chunks, *who, seen, times, video.number))
+        return spent
 
-    def _within_horizon(
-        self, grown: tuple[Trajectory, ...], lease: Lease
-    ) -> tuple[Trajectory, ...]:
-        """Without the histories that disagree with the best one about something too old to reconsider."""
-        if not self.policy.prunes:
-            return grown
-        alive = within_horizon(grown, self.settings.search.horizon_chunks)
-        for history in grown:
-            if not any(history is other for other in alive):
-                lease.drop(history.memory.slots)
-        return alive
-
-    @torch.no_grad()
     def _best(self, line: Line) -> Trajectory:
         """The survivor whose whole video the video reward likes most; earlier ranks win ties."""
         survivors, video = line.survivors, line.video
-        if len(survivors) == 1 or not self.policy.rates:
+        recipe = video.recipe
+        if len(survivors) == 1 or not recipe.policy.rates:
             return survivors[0]
-        place = Place(video.prompt, self.fps, self.chunks - 1, self.chunks)
-        chunks = self.chunks - video.scene.chunk  # what the prompt at hand is about
+        place = Place(video.prompt, self.fps, recipe.chunks - 1, recipe.chunks)
+        chunks = recipe.chunks - video.scene.chunk  # what the prompt at hand is about
         frames = torch.stack([video.emitter.whole(survivor, chunks) for survivor in survivors])
-        return survivors[self.scorer.best(frames, place, self.parts.final)]
+        return survivors[recipe.scorer.best(frames, place, self.parts.final)]
+
+
+def _roomy(line: Line) -> tuple[Trajectory, ...]:
+    return line.video.recipe.keeper.make_room(line.survivors, line.video.lease)
 
 
 def _events(numbered: Iterator[tuple[int, ChunkEvent]]) -> Iterator[ChunkEvent]:
@@ -342,7 +271,3 @@ def _events(numbered: Iterator[tuple[int, ChunkEvent]]) -> Iterator[ChunkEvent]:
     with contextlib.closing(numbered):  # type: ignore[type-var]
         for _, event in numbered:
             yield event
-
-
-def _numbered(video: Video, events: Sequence[ChunkEvent]) -> list[tuple[int, ChunkEvent]]:
-    return [(video.number, event) for event in events]

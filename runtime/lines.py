@@ -10,6 +10,7 @@ from torch import Tensor
 from runtime.emit import Emitter
 from runtime.generators.wan import TextContext
 from runtime.memory import Lease
+from runtime.recipe import Recipe
 from runtime.scenes import Scene
 from runtime.types import Branch, Candidate, ChunkEvent, Memory, Trajectory, Watch
 
@@ -22,6 +23,7 @@ class Video:
     scenes: tuple[Scene, ...]
     scene: Scene  # the one of the chunk at hand
     text: TextContext  # of the scene
+    recipe: Recipe
     lease: Lease
     emitter: Emitter
     watch: Watch | None
@@ -62,7 +64,32 @@ class Line:
 
     video: Video
     survivors: tuple[Trajectory, ...]
+    index: int = 0  # of its next chunk
     ahead: Ahead | None = None  # what these survivors' next chunk begins with, if it has begun
+
+    @property
+    def scene(self) -> Scene:
+        """The one of the next chunk."""
+        return self.video.scene_at(self.index)
+
+    @property
+    def done(self) -> bool:
+        """All chunks are made."""
+        return self.index >= self.video.recipe.chunks
+
+    @property
+    def together(self) -> tuple[int, ...]:
+        """Equal for lines that can share a turn. A first chunk is decoded to fewer frames than those after it."""
+        return (int(self.index == 0), *self.video.recipe.together)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which of a line's candidates go on; or the error that ends its video, and none does."""
+
+    candidates: tuple[Candidate, ...] = ()
+    kept: tuple[int, ...] = ()  # rows of the candidates, best first
+    error: RuntimeError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +97,23 @@ class Turn:
     """What became of one line in a chunk: who was drawn, who survived, what can be shown."""
 
     video: Video
-    candidates: tuple[Candidate, ...]
-    kept: tuple[int, ...]  # rows of the candidates, best first
-    survivors: tuple[Trajectory, ...]  # without those that the horizon gave up
-    rest: tuple[Trajectory, ...]  # the survivors without what is settled
-    settled: tuple[ChunkEvent, ...]
+    index: int  # of the chunk
+    span: slice  # its rows of the batch
+    candidates: tuple[Candidate, ...] = ()
+    kept: tuple[int, ...] = ()  # rows of the candidates, best first
+    survivors: tuple[Trajectory, ...] = ()  # without those that the horizon gave up
+    rest: tuple[Trajectory, ...] = ()  # the survivors without what is settled
+    settled: tuple[ChunkEvent, ...] = ()
+    error: RuntimeError | None = None  # that ends the video
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What became of all lines of a turn."""
+
+    lines: tuple[Line, ...]  # those that go on, or are done
+    settled: tuple[tuple[int, ChunkEvent], ...]  # with the numbers of their videos
+    fallen: tuple[tuple[Video, RuntimeError], ...] = ()  # that end here, and why
 
 
 def spans_of(counts: Iterable[int]) -> tuple[slice, ...]:

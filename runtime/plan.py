@@ -30,23 +30,31 @@ def plan_chunk(
     )
 
 
+def joined(plans: Sequence[ChunkPlan]) -> ChunkPlan:
+    """The rows of several plans as one. All of them have targets, or none has."""
+    columns = zip(
+        *([getattr(plan, name) for name in plan.__slots__] for plan in plans), strict=True
+    )
+    return ChunkPlan(*(sum(column, ()) for column in columns))
+
+
 def plan_memory(
     memories: Sequence[Memory],
     slots: Sequence[Slot],
-    settings: MemorySettings,
+    ropes: Sequence[str],
     targets: Sequence[int],
 ) -> ChunkPlan:
     """The plan of a clean pass that writes ``targets`` with the chunks of ``slots``, each seeing its row of ``memories``.
 
-    Rows may lie at different places of their videos. Nothing is drawn.
+    Rows may lie at different places of their videos, and have ``memory.rope`` of their own. Nothing is drawn.
     """
     nothing = (0,) * len(slots)
     return ChunkPlan(
         start_frames=tuple(slot.start_frame for slot in slots),
         blocks=tuple(tuple(slot.block for slot in memory.slots) for memory in memories),
         shifts=tuple(
-            _shifts(memory, slot.start_frame, settings.rope)
-            for memory, slot in zip(memories, slots, strict=True)
+            _shifts(memory, slot.start_frame, rope)
+            for memory, slot, rope in zip(memories, slots, ropes, strict=True)
         ),
         seeds=nothing,
         seed_chunks=nothing,

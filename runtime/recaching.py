@@ -17,10 +17,9 @@ import torch
 
 from runtime.denoise import Denoiser
 from runtime.generators.wan import TextContext
-from runtime.lines import Line
+from runtime.lines import Line, Video
 from runtime.memory import Lease
 from runtime.plan import plan_memory
-from runtime.settings import MemorySettings
 from runtime.telemetry import StageClock
 from runtime.types import Memory, Slot
 
@@ -31,6 +30,7 @@ class Rewriting:
 
     lease: Lease
     text: TextContext
+    rope: str
     old: Memory
     new: list[Slot] = field(default_factory=list)  # those of the first slots that are done
 
@@ -56,30 +56,29 @@ class Recaching:
 
     def __init__(
         self,
-        settings: MemorySettings,
         denoiser: Denoiser,
         encode: Callable[[str], TextContext],
         clock: StageClock,
     ) -> None:
-        self.settings, self.denoiser, self.pool = settings, denoiser, denoiser.pool
+        self.denoiser, self.pool = denoiser, denoiser.pool
         self.encode, self.clock = encode, clock
 
-    def turn(self, lines: Sequence[Line], index: int) -> list[Line]:
-        """The lines in their scenes of chunk ``index``; those where one begins are told and remember it."""
-        begins = [line.video.scene_at(index) is not line.video.scene for line in lines]
+    def turn(self, lines: Sequence[Line]) -> list[Line]:
+        """The lines in the scenes of their next chunks; those where one begins are told and remember it."""
+        begins = [line.scene is not line.video.scene for line in lines]
         if not any(begins):
             return list(lines)
         with self.clock.stage("text"):
-            told = [self._told(line, index) for line, new in zip(lines, begins, strict=True) if new]
+            told = [self._told(line) for line, new in zip(lines, begins, strict=True) if new]
         with self.clock.stage("recache"):
             fresh = iter(self.refresh(told))
         return [next(fresh) if new else line for line, new in zip(lines, begins, strict=True)]
 
-    def _told(self, line: Line, index: int) -> Line:
-        """The line with the prompt of chunk ``index``. The video reward judges it by frames of its own alone."""
-        scene = line.video.scene_at(index)
-        video = replace(line.video, scene=scene, text=self.encode(scene.prompt))
-        return Line(video, tuple(replace(one, frames=(), latents=()) for one in line.survivors))
+    def _told(self, line: Line) -> Line:
+        """The line with the prompt of its next chunk. The video reward judges it by frames of its own alone."""
+        video = replace(line.video, scene=line.scene, text=self.encode(line.scene.prompt))
+        survivors = tuple(replace(one, frames=(), latents=()) for one in line.survivors)
+        return replace(line, video=video, survivors=survivors)
 
     @torch.no_grad()
     def refresh(self, lines: Sequence[Line]) -> list[Line]:
@@ -88,16 +87,9 @@ class Recaching:
         ``memory.recache`` says of which blocks: "all"; "window", which leaves the sinks as the old prompt made them; or
         "none". A sink that has taken in others by EMA begins anew from its own chunk.
         """
-        if self.settings.recache == "none":
-            return list(lines)
         histories = [
-            Rewriting(line.video.lease, line.video.text, history.memory)
-            for line in lines
-            for history in line.survivors
+            _rewriting(line.video, history.memory) for line in lines for history in line.survivors
         ]
-        if self.settings.recache == "window":
-            for one in histories:
-                one.new.extend(one.old.sinks)
         taken: set[int] = set()  # old blocks that are new ones already
         while waiting := [one for one in histories if len(one.new) < len(one.old.slots)]:
             self._write(waiting, taken)
@@ -118,7 +110,8 @@ class Recaching:
         slots = [one.slot for one in leaders]
         plan_slots = [self._place(group, taken) for group in groups.values()]
         targets = [slot.block for slot in plan_slots]
-        plan = plan_memory([one.memory for one in leaders], slots, self.settings, targets)
+        ropes = [one.rope for one in leaders]
+        plan = plan_memory([one.memory for one in leaders], slots, ropes, targets)
         latents = torch.stack([_latents(slot) for slot in slots])
         self.denoiser.clean(plan, latents, [one.text for one in leaders])
         for group, slot in zip(groups.values(), plan_slots, strict=True):
@@ -138,6 +131,13 @@ class Recaching:
             lease.hold(Memory((fresh,)))
         lease.drop([slot] * len(group))
         return fresh
+
+
+def _rewriting(video: Video, memory: Memory) -> Rewriting:
+    """A memory of which ``memory.recache`` says what is made anew."""
+    how = video.recipe.memory
+    kept = {"all": (), "window": memory.sinks, "none": memory.slots}[how.recache]
+    return Rewriting(video.lease, video.text, how.rope, memory, list(kept))
 
 
 def _latents(slot: Slot) -> torch.Tensor:

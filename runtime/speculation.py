@@ -17,38 +17,36 @@ import torch
 from runtime.denoise import Denoiser
 from runtime.drawing import Drawing
 from runtime.lines import Ahead, Drawn, Line
-from runtime.memory import Lease, MemoryKeeper
+from runtime.memory import Lease
 from runtime.plan import plan_chunk
+from runtime.recipe import Recipe
 from runtime.score import Place, image_weight
-from runtime.settings import CHUNK_FRAMES, Settings
+from runtime.settings import CHUNK_FRAMES
 from runtime.types import Candidate, Memory, Route, Scores, Slot, Trajectory, take_rows
 
 
 class Speculation:
     """Guesses for one line; counts how often it is right."""
 
-    def __init__(
-        self, settings: Settings, drawing: Drawing, denoiser: Denoiser, keeper: MemoryKeeper
-    ) -> None:
-        self.memory, self.tau = settings.memory, settings.reward.tau
-        self.drawing, self.denoiser, self.keeper = drawing, denoiser, keeper
+    def __init__(self, drawing: Drawing, denoiser: Denoiser) -> None:
+        self.drawing, self.denoiser = drawing, denoiser
         self.tried = self.right = 0
 
     def begin(self, line: Line, drawn: Drawn, longs: Sequence[float], place: Place) -> Ahead:
         """The chunk after the one at ``place``, from the video reward of its candidates alone."""
-        rows = self.guess(drawn, longs, place)
-        lease, index = line.video.lease, place.chunk
+        recipe, lease, index = line.video.recipe, line.video.lease, place.chunk
+        rows = self.guess(recipe, drawn, longs, place)
         branches = [drawn.branches[row] for row in rows]
         blocks = []
         for branch in branches:
             lease.hold(branch.parent.memory)
             blocks.append(lease.allocate())
-        plan = plan_chunk(branches, index, self.memory, tuple(blocks))
+        plan = plan_chunk(branches, index, recipe.memory, tuple(blocks))
         texts = [drawn.texts[row] for row in rows]
         self.denoiser.clean(plan, take_rows(drawn.latents, rows), texts)
         likely = [
             Trajectory(
-                memory=self.keeper.remember(
+                memory=recipe.keeper.remember(
                     branch.parent.memory, Slot(block, index * CHUNK_FRAMES), index
                 ),
                 seed=branch.seed,
@@ -57,23 +55,26 @@ class Speculation:
             )
             for row, branch, block in zip(rows, branches, blocks, strict=True)
         ]
-        likely = list(self.keeper.make_room(likely, lease, trial=True))
+        likely = list(recipe.keeper.make_room(likely, lease, trial=True))
         after = replace(place, chunk=index + 1)
-        next_drawn = self.drawing.draw([Line(line.video, tuple(likely))], [after], index + 1)
+        next_drawn = self.drawing.draw([Line(line.video, tuple(likely), index + 1)], [after])
         memories = tuple(history.memory for history in likely)
         self.tried += 1
         return Ahead(rows, tuple(blocks), memories, next_drawn)
 
-    def guess(self, drawn: Drawn, longs: Sequence[float], place: Place) -> tuple[int, ...]:
+    @staticmethod
+    def guess(
+        recipe: Recipe, drawn: Drawn, longs: Sequence[float], place: Place
+    ) -> tuple[int, ...]:
         """Who survives if every candidate's image reward is that of its parent's newest chunk."""
-        weight = image_weight(place.chunk, place.chunks, self.tau)
+        weight = image_weight(place.chunk, place.chunks, recipe.settings.reward.tau)
         none = torch.empty(0)
         candidates = []
         for row, (branch, long) in enumerate(zip(drawn.branches, longs, strict=True)):
             short = branch.parent.shorts[-1] if branch.parent.shorts else 0.0
             scores = Scores(short, long, weight * short + (1 - weight) * long)
             candidates.append(Candidate(branch, row, none, none, scores, Route.DISCARD))
-        return self.drawing.policy.select(candidates)
+        return recipe.policy.select(candidates)
 
     def checked(self, ahead: Ahead, kept: Sequence[int], lease: Lease) -> Ahead | None:
         """``ahead`` if the rows that were ``kept``, best first, are those of the guess; else it is forgotten."""
@@ -96,13 +97,13 @@ class Speculation:
             replace(history, memory=_routed(memory, history.memory))
             for history, memory in zip(line.survivors, ahead.memories, strict=True)
         )
-        self.keeper.forget_shadows(line.survivors, survivors)
+        line.video.recipe.keeper.forget_shadows(line.survivors, survivors)
         for history in line.survivors:
             line.video.lease.drop(history.memory.slots)
         branches = tuple(
             replace(branch, parent=survivors[branch.rank]) for branch in ahead.drawn.branches
         )
-        return Line(line.video, survivors), replace(ahead.drawn, branches=branches)
+        return Line(line.video, survivors, line.index), replace(ahead.drawn, branches=branches)
 
 
 def _routed(memory: Memory, known: Memory) -> Memory:

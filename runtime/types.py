@@ -186,6 +186,13 @@ class ChunkEvent:
     seed: int
     scores: Scores
     route: Route
+    # stage -> milliseconds of the turn in which it settled; {} for what is shown at the end
+    timings: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def pixels(self) -> Tensor:
+        """The frames as bytes on the host, uint8 [T, 3, H, W]."""
+        return self.frames.mul(255).round_().clamp_(0, 255).to("cpu", torch.uint8)
 
 
 Twins = tuple[

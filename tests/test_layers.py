@@ -39,6 +39,7 @@ SERVICES = {
     "runtime.lanes",
     "runtime.telemetry",
     "runtime.output",
+    "runtime.thumbnails",
     "runtime.generators",
     "runtime.rewards",
 }
@@ -63,6 +64,11 @@ HALVES = {
     "runtime.backends",
     "runtime.standins",
     "runtime.recaching",
+    "runtime.snapshot",
+    "runtime.packing",
+    "runtime.recipe",
+    "runtime.judging",
+    "runtime.settling",
 }  # of the engine, too long for one file
 DOORS = {
     "runtime.__init__",
@@ -98,6 +104,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     **dict.fromkeys(HALVES, NOUNS | SERVICES | ROOMS | HALVES),
     "runtime.sizing": NOUNS | SERVICES | ROOMS | HALVES,
     "runtime.engine": NOUNS | SERVICES | ROOMS | HALVES | {"runtime.sizing"},
+    "runtime.resuming": {"runtime"},
     **dict.fromkeys(DOORS | OUTSIDE, {"runtime"}),
 }
 

@@ -33,7 +33,7 @@ def replay(case: Case, dtype: torch.dtype, ops: str = "auto") -> Report:
             if not state.startswith("after"):
                 lease.drop(last.slots)
                 last = _recorded_memory(case, engine, lease, call)
-                last = engine.keeper.make_room([Trajectory(memory=last)], lease)[0].memory
+                last = engine.recipe.keeper.make_room([Trajectory(memory=last)], lease)[0].memory
             _compare(case, engine, report, call, last, text)
     engine.pool.check([])
     return report

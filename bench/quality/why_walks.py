@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.engine import Engine
 from runtime.parts import Parts
@@ -50,5 +50,5 @@ def walking(settings: Settings, parts: Parts, walks: int, probed: int, probes: i
     engine = Engine(settings.with_changes(plain), parts)
     search, released = engine.settings.search, False
     policy = Walks(search, walks, released, judges=True, probes=probes, probed=probed)
-    engine.policy = engine.drawing.policy = policy
+    engine.recipe = replace(engine.recipe, policy=policy)
     return engine

@@ -8,6 +8,7 @@ from runtime.types import Branch, Trajectory
 from tests.tiny import CHANNELS, SIDE, Echo, generator_of, tiny_vae
 
 CHUNKS, ROWS = 5, 3
+THREE = [3]  # chunks of the window, of one video
 EVERY = [slice(None)]
 
 
@@ -23,7 +24,7 @@ def grown(decoding: Decoding, table: torch.Tensor) -> list[Trajectory]:
         branches = branched(pool)
         newest = decoding.newest(branches, chunk)
         shown = decoding.shown(branches, chunk, newest, range(len(pool)))
-        past = decoding.window_chunks - 1
+        past = 2
         pool = [
             Trajectory(
                 decoder=one.state,
@@ -61,10 +62,10 @@ def whole(decoder, table: torch.Tensor, row: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("batch_rows", [0, 1, 2])
 def test_streamed_frames_are_the_frames_of_the_video(decoder, table, batch_rows):
-    decoding = Decoding(decoder, 3, cold=False, batch_rows=batch_rows)
+    decoding = Decoding(decoder, cold=False, batch_rows=batch_rows)
     branches = branched(grown(decoding, table[:-1]))
     newest = decoding.newest(branches, table[-1])
-    window = decoding.windows(branches, EVERY, table[-1], newest)[0].whole()
+    window = decoding.windows(branches, EVERY, table[-1], newest, THREE)[0].whole()
     for row in range(ROWS):
         want = whole(decoder, table, row)
         assert torch.allclose(newest.frames[row], want[-1], atol=1e-6)
@@ -73,10 +74,10 @@ def test_streamed_frames_are_the_frames_of_the_video(decoder, table, batch_rows)
 
 @pytest.mark.parametrize("batch_rows", [0, 1, 2])
 def test_cold_frames_begin_from_an_empty_state(decoder, table, batch_rows):
-    decoding = Decoding(decoder, 3, cold=True, batch_rows=batch_rows)
+    decoding = Decoding(decoder, cold=True, batch_rows=batch_rows)
     branches = branched(grown(decoding, table[:-1]))
     newest = decoding.newest(branches, table[-1])
-    window = decoding.windows(branches, EVERY, table[-1], newest)[0].whole()
+    window = decoding.windows(branches, EVERY, table[-1], newest, THREE)[0].whole()
     for row in range(ROWS):
         assert torch.allclose(newest.frames[row], whole(decoder, table[-1:], row)[0], atol=1e-6)
         assert torch.allclose(window[row], torch.cat(whole(decoder, table[-3:], row)), atol=1e-6)
@@ -84,7 +85,7 @@ def test_cold_frames_begin_from_an_empty_state(decoder, table, batch_rows):
 
 @pytest.mark.parametrize("cold", [False, True])
 def test_what_is_shown_does_not_depend_on_what_the_rewards_saw(decoder, table, cold):
-    decoding = Decoding(decoder, 3, cold=cold)
+    decoding = Decoding(decoder, cold=cold)
     branches = branched(grown(decoding, table[:-1]))
     newest = decoding.newest(branches, table[-1])
     shown = decoding.shown(branches, table[-1], newest, [2, 0])
@@ -95,12 +96,12 @@ def test_what_is_shown_does_not_depend_on_what_the_rewards_saw(decoder, table, c
 
 def test_an_image_reward_sees_12_frames_of_a_chunk_in_the_paper_and_9_when_released(table):
     for cold, first, later in ((False, 9, 12), (True, 9, 9)):
-        decoding = Decoding(tiny_vae(), 3, cold=cold)
+        decoding = Decoding(tiny_vae(), cold=cold)
         assert decoding.newest(branched([Trajectory()] * ROWS), table[0]).frames.shape[1] == first
         branches = branched(grown(decoding, table[:1]))
         newest = decoding.newest(branches, table[1])
         assert newest.frames.shape[1] == later
-        assert decoding.windows(branches, EVERY, table[1], newest)[0].frames == 21
+        assert decoding.windows(branches, EVERY, table[1], newest, THREE)[0].frames == 21
 
 
 def test_a_cold_window_is_the_video_while_it_begins_with_it(table):
@@ -109,9 +110,13 @@ def test_a_cold_window_is_the_video_while_it_begins_with_it(table):
     for chunks, same in ((3, True), (4, False)):
         cold, warm = (
             decoding.windows(
-                branches, EVERY, table[chunks - 1], decoding.newest(branches, table[chunks - 1])
+                branches,
+                EVERY,
+                table[chunks - 1],
+                decoding.newest(branches, table[chunks - 1]),
+                THREE,
             )[0].whole()
-            for decoding in (Decoding(vae, 3, cold=kind) for kind in (True, False))
+            for decoding in (Decoding(vae, cold=kind) for kind in (True, False))
             for branches in [branched(grown(decoding, table[: chunks - 1]))]
         )
         if same:
@@ -122,19 +127,21 @@ def test_a_cold_window_is_the_video_while_it_begins_with_it(table):
 
 
 def test_a_window_of_one_chunk_is_the_newest(decoder, table):
-    decoding = Decoding(decoder, 1, cold=False)
+    decoding = Decoding(decoder, cold=False)
     branches = branched([Trajectory()] * ROWS)
     newest = decoding.newest(branches, table[0])
     assert torch.equal(
-        decoding.windows(branches, EVERY, table[0], newest)[0].whole(), newest.frames
+        decoding.windows(branches, EVERY, table[0], newest, [1])[0].whole(), newest.frames
     )
-    cold = Decoding(decoder, 1, cold=True)
-    window = cold.windows(branches, EVERY, table[0], cold.newest(branches, table[0]))[0].whole()
+    cold = Decoding(decoder, cold=True)
+    window = cold.windows(branches, EVERY, table[0], cold.newest(branches, table[0]), [1])[
+        0
+    ].whole()
     assert torch.equal(window, newest.frames)
 
 
 def test_siblings_stream_on_from_one_untouched_state(decoder, table):
-    decoding = Decoding(decoder, 3, cold=False)
+    decoding = Decoding(decoder, cold=False)
     (parent, *_) = grown(decoding, table[:2])
     siblings = branched([parent, parent, parent])
     together = decoding.newest(siblings, table[2]).frames
@@ -165,12 +172,12 @@ class Half(Echo):
 def test_rewards_may_see_another_decoder_and_the_viewer_never_does(table):
     """Both go on from states of their own, whatever was kept before."""
     full, cheap = Echo(), Half()
-    decoding = Decoding(full, 3, cold=False, scoring=cheap)
+    decoding = Decoding(full, cold=False, scoring=cheap)
     pool = grown(decoding, table[:-1])
     branches = branched([pool[2], pool[0], pool[1]])
     latents = table[-1][[2, 0, 1]]
     newest = decoding.newest(branches, latents)
-    window = decoding.windows(branches, EVERY, latents, newest)[0].whole()
+    window = decoding.windows(branches, EVERY, latents, newest, THREE)[0].whole()
     shown = decoding.shown(branches, latents, newest, [1, 0])
     for row, source in enumerate((2, 0, 1)):
         want = whole(cheap, table, source)
@@ -182,7 +189,7 @@ def test_rewards_may_see_another_decoder_and_the_viewer_never_does(table):
 
 
 def test_a_preview_is_the_first_frame_of_a_video_that_begins_there(decoder, table):
-    decoding = Decoding(decoder, 3, cold=False, batch_rows=2)
+    decoding = Decoding(decoder, cold=False, batch_rows=2)
     frames = decoding.preview(table[0])
     assert frames.shape[:2] == (ROWS, 1)
     for row in range(ROWS):

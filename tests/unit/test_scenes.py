@@ -60,8 +60,8 @@ def watch_turns(engine: Engine, seen: list) -> None:
     """Collect (memory, its blocks' contents) of every history right after a scene has begun."""
     turn = engine.recaching.turn
 
-    def watched(lines, index):
-        after = turn(lines, index)
+    def watched(lines):
+        after, index = turn(lines), lines[0].index
         if index and any(x.video.scene.chunk == index for x in after):
             for line in after:
                 for history in line.survivors:
