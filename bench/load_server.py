@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,13 +70,19 @@ def free_port() -> int:
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            with urllib.request.urlopen(f"{url}health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
+        if _ready(url):
+            return
         time.sleep(0.2)
     words = log.read_text(errors="replace")[-2000:]
     raise RuntimeError(f"the server did not get ready; its log ends with\n{words}")
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:  # 503 and a closed port are
+        return False
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

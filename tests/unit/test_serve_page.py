@@ -296,11 +296,14 @@ def test_the_form_orders_a_video_and_goes_to_it(server, page):
     assert server.ordered == [{"prompt": "a green ring", "seconds": "5", "search": search}]
 
 
-def test_cancel_asks_the_server_to_stop(server, page):
+def test_a_video_is_stopped_and_deleted_by_the_second_click(server, page):
     three_chunks(server)
     watch(page, server, 12)
-    page.run("document.getElementById('cancel').click()")
-    page.wait("!document.getElementById('cancel').disabled")
+    page.run("document.getElementById('remove').click()")
+    assert "Really" in page.run("document.getElementById('remove').textContent")
+    assert server.deleted == []
+    page.run("document.getElementById('remove').click()")
+    page.wait("location.pathname == '/'")
     assert server.deleted == ["a"]
 
 

@@ -54,10 +54,12 @@ export class Player {
         if (!playable || this.ended) return playable;
       } catch (error) {
         if (this.stopped.signal.aborted) return true;
-        if (error.fatal) {
+        // The server was reached and will not give more of it: asking again would not help.
+        if (error.status >= 400 && error.status < 500) {
           this.tell(error.message);
-          return false;
+          return true;
         }
+        if (error.fatal) return false;
       }
       this.tell("The connection broke; trying again.");
       await new Promise((resolve) => setTimeout(resolve, wait));

@@ -7,6 +7,8 @@ import { ALIVE, ENDED, PRUNED, SETTLED } from "./search.js";
 
 const MOST = 24; // candidates of a chunk that are drawn; survivors first, then the best of the others
 const HEAD = 24; // pixels above the pictures: the chunk's number
+// Only pictures that came with the event: nothing is fetched from anywhere.
+const PICTURE = /^data:image\/(jpeg|png|gif);base64,/;
 const SPARE = 2; // columns drawn beyond either edge of the view
 const WORDS = {
   [PRUNED]: "pruned",
@@ -142,8 +144,7 @@ export class Tree {
 
   #picture(index, candidate) {
     const picture = h("img", { alt: "", width: this.side, height: this.side, draggable: "false" });
-    // Only pictures that came with the event: nothing is fetched from anywhere.
-    if (/^data:image\/(jpeg|png);base64,/.test(candidate.thumbnail ?? "")) picture.src = candidate.thumbnail;
+    if (PICTURE.test(candidate.thumbnail ?? "")) picture.src = candidate.thumbnail;
     const choose = () => {
       this.chosen = { index, candidate };
       this.#tell(this.chosen);
@@ -281,6 +282,6 @@ export class Panel {
     for (const [name, text] of Object.entries(values)) say(this.fields.get(name), text);
     this.fields.get("fate").dataset.fate = fate;
     this.picture.toggleAttribute("hidden", !candidate.thumbnail);
-    if (/^data:image\/(jpeg|png);base64,/.test(candidate.thumbnail ?? "")) this.picture.src = candidate.thumbnail;
+    if (PICTURE.test(candidate.thumbnail ?? "")) this.picture.src = candidate.thumbnail;
   }
 }

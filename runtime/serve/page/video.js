@@ -7,6 +7,8 @@ import { Search, eventsOf } from "./search.js";
 import { Panel, Tree } from "./tree.js";
 import { seconds, stateInWords } from "./words.js";
 
+const SURE_MS = 5000; // in which the second click has to come
+
 export async function videoPage(id) {
   document.title = "Video - Stream-T1";
   const page = new VideoPage(id);
@@ -23,7 +25,7 @@ class VideoPage {
     const panel = new Panel(byId("panel"));
     this.tree = new Tree(byId("tree"), this.search, (index, one) => panel.show(this.search, index, one));
     byId("switch").addEventListener("submit", (event) => this.#switch(event));
-    byId("cancel").addEventListener("click", () => this.#cancel());
+    byId("remove").addEventListener("click", () => this.#remove());
     byId("download").href = api.contentAddress(id);
     byId("trace").href = api.traceAddress(id);
   }
@@ -150,18 +152,26 @@ class VideoPage {
     if (sent) input.value = "";
   }
 
-  async #cancel() {
-    const button = byId("cancel");
-    if (this.over && !confirm("Delete this video and its files?")) return;
+  // The server knows no way to stop a video and keep it, so this is asked twice.
+  async #remove() {
+    const button = byId("remove");
+    if (!button.hasAttribute("data-sure")) {
+      button.toggleAttribute("data-sure", true);
+      say(button, "Really? Its files go, too");
+      setTimeout(() => {
+        button.toggleAttribute("data-sure", false);
+        this.#write();
+      }, SURE_MS);
+      return;
+    }
     button.disabled = true;
     try {
       await api.remove(this.id);
-      if (this.over) return location.assign(document.baseURI);
+      location.assign(document.baseURI);
     } catch (error) {
       say(byId("notice"), error.message);
+      button.disabled = false;
     }
-    button.disabled = false;
-    await this.refresh();
   }
 
   #writeSoon() {
@@ -179,7 +189,7 @@ class VideoPage {
     this.#writeProblems();
     this.#writeProgress();
     show(byId("switch"), !this.over);
-    say(byId("cancel"), this.over ? "Delete" : "Cancel");
+    if (!byId("remove").hasAttribute("data-sure")) say(byId("remove"), this.over ? "Delete" : "Cancel and delete");
     show(byId("download"), video.status === "completed");
     writeList(byId("scenes"), [...search.switches].sort(([a], [b]) => a - b), ([chunk, prompt]) => [
       h("b", {}, `from chunk ${chunk}`),
