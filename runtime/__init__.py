@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from runtime.async_engine import AsyncEngine as AsyncEngine
     from runtime.engine import Engine as Engine
+    from runtime.job import Job as Job
+    from runtime.request import Busy as Busy
+    from runtime.request import JobCancelled as JobCancelled
+    from runtime.request import JobFailed as JobFailed
+    from runtime.request import Limits as Limits
+    from runtime.request import Request as Request
     from runtime.settings import Settings as Settings
     from runtime.types import ChunkEvent as ChunkEvent
 
@@ -15,12 +22,19 @@ __version__ = "0.1.0"
 
 # Imported when asked for, so that ``runtime.kernels`` alone stays cheap.
 _PUBLIC = {
+    "AsyncEngine": "runtime.async_engine:AsyncEngine",
+    "Busy": "runtime.request:Busy",
     "ChunkEvent": "runtime.types:ChunkEvent",
     "Engine": "runtime.engine:Engine",
+    "Job": "runtime.job:Job",
+    "JobCancelled": "runtime.request:JobCancelled",
+    "JobFailed": "runtime.request:JobFailed",
+    "Limits": "runtime.request:Limits",
+    "Request": "runtime.request:Request",
     "Settings": "runtime.settings:Settings",
 }
 
-__all__ = ["ChunkEvent", "Engine", "Settings", "__version__"]
+__all__ = [*_PUBLIC, "__version__"]
 
 # In a checkout ``kernels``, ``export`` and ``bench`` are beside this package; in a wheel inside it.
 _root = Path(__file__).resolve().parent.parent

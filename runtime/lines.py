@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -113,7 +113,8 @@ class Round:
 
     lines: tuple[Line, ...]  # those that go on, or are done
     settled: tuple[tuple[int, ChunkEvent], ...]  # with the numbers of their videos
-    fallen: tuple[tuple[Video, RuntimeError], ...] = ()  # that end here, and why
+    fallen: tuple[tuple[Video, RuntimeError], ...]  # that end here, and why
+    stage_ms: Mapping[str, float]
 
 
 def spans_of(counts: Iterable[int]) -> tuple[slice, ...]:

@@ -16,8 +16,10 @@ from runtime.score import Scorer
 from runtime.search import SearchPolicy
 from runtime.settings import MemorySettings, NoiseSettings, Settings
 
-# Of ``reward`` and ``search`` only these may differ between the videos of one engine: the rest is built into it.
+# Of ``reward`` only these may differ between the videos of one engine: the rest is built into it.
 OWN_REWARD = ("window_chunks", "tau", "stride")
+# How much an engine holds is no video's business.
+NOBODYS = ("prompts", "memory_share", "verify")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def check_own(settings: Settings, engine: Settings, judges: bool) -> None:
     for room in ("run", "reward"):
         mine, its = getattr(settings, room), getattr(engine, room)
         for field in dataclasses.fields(mine):
-            if room == "reward" and field.name in OWN_REWARD:
+            if field.name in (OWN_REWARD if room == "reward" else NOBODYS):
                 continue
             wanted, got = getattr(its, field.name), getattr(mine, field.name)
             if wanted != got:

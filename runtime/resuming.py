@@ -75,7 +75,7 @@ def pack(line: Line, pool: Any) -> Packed:
     tree = {
         "settings": json.loads(video.recipe.settings.to_json()),
         "scenes": [[scene.chunk, scene.prompt] for scene in video.scenes],
-        "scene": video.scenes.index(video.scene),
+        "scene": [video.scene.chunk, video.scene.prompt],
         "index": line.index,
         "survivors": packer.histories(line.survivors),
         "shown": [packer.tensor(frames) for frames in video.emitter.shown],
@@ -117,7 +117,9 @@ def unpack(
     scenes = tuple(Scene(*pair) for pair in known.scenes)
     try:
         tree = packed.tree
-        line = engine.begin(recipe, scenes, lease, watch, number, scenes[tree["scene"]])
+        now = Scene(*tree["scene"])  # unless a switch has replaced it, one of the scenes
+        scene = next((one for one in scenes if one == now), now)
+        line = engine.begin(recipe, scenes, lease, watch, number, scene)
         unpacker = Unpacker(packed, tree["chunks"], engine.pool, lease)
         survivors = unpacker.histories(tree["survivors"])
         line.video.emitter.shown.extend(unpacker.tensor(name) for name in tree["shown"])

@@ -95,6 +95,7 @@ def round_of(turns: Sequence[Turn], ahead: Ahead | None, spent: Mapping[str, flo
             )
         ),
         tuple((turn.video, turn.error) for turn in turns if turn.error is not None),
+        spent,
     )
 
 

@@ -70,6 +70,15 @@ HALVES = {
     "runtime.judging",
     "runtime.settling",
 }  # of the engine, too long for one file
+MANY = {
+    "runtime.async_engine",
+    "runtime.job",
+    "runtime.request",
+    "runtime.resuming",
+    "runtime.riding",
+    "runtime.stats",
+    "runtime.turning",
+}  # callers on one engine
 DOORS = {
     "runtime.__init__",
     "runtime.__main__",
@@ -104,7 +113,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     **dict.fromkeys(HALVES, NOUNS | SERVICES | ROOMS | HALVES),
     "runtime.sizing": NOUNS | SERVICES | ROOMS | HALVES,
     "runtime.engine": NOUNS | SERVICES | ROOMS | HALVES | {"runtime.sizing"},
-    "runtime.resuming": {"runtime"},
+    **dict.fromkeys(MANY, NOUNS | SERVICES | ROOMS | HALVES | MANY | {"runtime.engine"}),
     **dict.fromkeys(DOORS | OUTSIDE, {"runtime"}),
 }
 

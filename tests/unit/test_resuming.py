@@ -128,7 +128,7 @@ def test_every_number_survives_json(number):
     [
         lambda tree: tree.pop("survivors"),
         lambda tree: tree.update(scenes="words"),
-        lambda tree: tree.update(scene=9),
+        lambda tree: tree.update(scene=[9]),
         lambda tree: tree["survivors"][0].update(noise="value.999"),
         lambda tree: tree["settings"].update(strange=1),
         lambda tree: tree["settings"]["search"].update(histories=2000),
