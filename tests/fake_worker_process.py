@@ -47,9 +47,9 @@ def full_disk(name: str, job: str, after_bytes: int) -> None:
     write = output.OutputFile._write
 
     def full(self, content: bytes) -> None:
-        if self.path.name == name and self.path.parent.name == job:
-            if self.size + len(content) > after_bytes:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        mine = self.path.name == name and self.path.parent.name == job
+        if mine and self.size + len(content) > after_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         write(self, content)
 
     output.OutputFile._write = full

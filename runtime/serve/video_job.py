@@ -145,6 +145,8 @@ class VideoJob:
             self._progress.told, self._progress.began = True, time.monotonic()
             first = self._mark.turns if self._mark else 0
             told = {"event": "began", "job": self.name, "chunks": self._made.chunks, "chunk": first}
+            if self._mark:  # what of the video is good already
+                told |= {"settled": self._mark.chunks, "bytes": self._mark.bytes}
             await self._office.tell(told)
 
     def _note(self, record: ChunkRecord) -> None:
