@@ -62,6 +62,9 @@ def build_parser() -> Parser:
     add("--keep-hours", type=float, default=0.0, metavar="H", help=text)
     text = "time to save what is being made when the server is stopped (default: %(default)s)"
     add("--grace", type=float, default=20.0, metavar="S", help=text)
+    text = "chunks between two snapshots of a video; 0: only when the server stops (default: %(default)s)"  # fmt: skip
+    add("--snapshot-chunks", type=int, default=4, metavar="N", help=text)
+    add("--threads", type=int, default=0, metavar="N", help="of the worker on the CPU (default: all)")  # fmt: skip
     text = f"the most that may be asked for: {', '.join(Bounds.__slots__)}; may be repeated"
     add("--limit", action="append", default=[], metavar="NAME=N", help=text)
     add("--log-level", default="info", metavar="NAME", help="debug, info, warning or error")
@@ -101,9 +104,14 @@ def parse(arguments: Sequence[str]) -> Call:
         grace_s=asked.grace,
         bounds=_bounds(asked.limit),
     )
-    told = [word for pair in asked.set for word in ("--set", pair)]
-    worker = ("--preset", asked.preset, *told, "--log-level", asked.log_level)
-    return Call(options, worker, asked.log_level)
+    for name in ("snapshot_chunks", "threads"):
+        if getattr(asked, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')}: want at least 0, got {getattr(asked, name)}")  # fmt: skip
+    told = {"--preset": asked.preset, "--log-level": asked.log_level, "--grace": options.grace_s,
+            "--snapshot-chunks": asked.snapshot_chunks, "--threads": asked.threads}  # fmt: skip
+    worker = [str(word) for pair in told.items() for word in pair]
+    worker += [word for pair in asked.set for word in ("--set", pair)]
+    return Call(options, tuple(worker), asked.log_level)
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from runtime.serve import disk
 from runtime.serve.backend import Backend, Message, WorkerGone
 from runtime.serve.errors import ApiError, not_found, sanitised
 from runtime.serve.jobs import OPEN, Job, Order, State, new_job
+from runtime.serve.ledger import Ledger
 from runtime.serve.live import Live
 from runtime.serve.metrics import Metrics
 from runtime.serve.options import ServeOptions
@@ -37,7 +38,6 @@ class Desk:
         self._phase = "new"  # starting, ready, stopping, gone
         self._live: dict[str, Live] = {}  # the worker has them, or is going to
         self._waiting: list[Live] = []  # of an earlier server, until the worker is ready
-        self._unwritten: dict[str, Job] = {}  # the disk was full
         self._last_s = 5.0  # how long the latest job took
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -45,7 +45,7 @@ class Desk:
         """Open the folder and start the worker. Raises ValueError or RuntimeError that says what is wrong with them."""
         self._owned = disk.Owned(self.options.folder)
         try:
-            self._store = Store(self.options.folder / "jobs.sqlite3")
+            self._ledger = Ledger(Store(self.options.folder / "jobs.sqlite3"))
         except BaseException:
             self._owned.close()
             raise
@@ -65,8 +65,7 @@ class Desk:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._flush()
-        self._store.close()
+        self._ledger.close()
         self._owned.close()
 
     @property
@@ -100,7 +99,7 @@ class Desk:
         folder = self.options.videos / job.id
         try:
             folder.mkdir(mode=0o700)
-            self._store.add(job)
+            self._ledger.add(job)
         except (OSError, RuntimeError) as error:
             disk.remove(folder)
             raise ApiError(507, sanitised(f"the job cannot be kept: {error}"), code="disk_full") from None  # fmt: skip
@@ -115,7 +114,7 @@ class Desk:
     def find(self, name: str) -> Job:
         """A job by its id. Raises ApiError (404)."""
         live = self._live.get(name)
-        job = live.job if live else self._unwritten.get(name) or self._store.get(name)
+        job = live.job if live else self._ledger.get(name)
         if job is None or job.state is State.DELETED:
             raise not_found(name)
         return job
@@ -128,11 +127,10 @@ class Desk:
     def page(self, limit: int, after: str | None, newest_first: bool) -> tuple[list[Job], bool]:
         """At most ``limit`` jobs behind ``after``, and whether there are more. Raises ApiError (404)."""
         try:
-            jobs = self._store.page(limit + 1, after, newest_first)
+            jobs = self._ledger.page(limit + 1, after, newest_first)
         except KeyError:
             raise not_found(str(after)) from None
-        newest = [self._unwritten.get(job.id, job) for job in jobs]
-        shown = [self._live[job.id].job if job.id in self._live else job for job in newest]
+        shown = [self._live[job.id].job if job.id in self._live else job for job in jobs]
         return shown[:limit], len(jobs) > limit
 
     def cancel(self, name: str, why: str) -> None:
@@ -146,7 +144,7 @@ class Desk:
     async def delete(self, name: str) -> None:
         """Stop a job and take its files away. Raises ApiError (404)."""
         job, live = self.find(name), self._live.get(name)
-        self._write(replace(job, state=State.DELETED, ended=job.ended or time.time()))
+        self._ledger.put(replace(job, state=State.DELETED, ended=job.ended or time.time()))
         if live is None:
             await self._clear(name)
             return
@@ -191,7 +189,7 @@ class Desk:
             self._phase = self._phase if stopping else "gone"
             self._abandon("the server was stopped" if stopping else sanitised(event["reason"]))
         elif kind == "stats":
-            self._flush()
+            self._ledger.flush()
         elif live := self._live.get(event.get("job", "")):
             self._apply_to(live, kind, event)
 
@@ -199,8 +197,9 @@ class Desk:
         if live.job.state is not State.DELETED:
             self._note(live, kind, event)
         if kind == "began":
+            settled = live.job.settled if event["chunk"] else 0
             live.change(state=self._still(live, State.RUNNING), began=time.time(),
-                        chunks=event["chunks"], settled=event["chunk"])  # fmt: skip
+                        chunks=event["chunks"], settled=settled)  # fmt: skip
         elif kind == "settled":
             live.change(settled=event["index"] + 1, bytes=event["bytes"])
         elif kind == "saved":
@@ -217,7 +216,7 @@ class Desk:
         elif kind == "cancelled":
             return self._end(live, State.CANCELLED, live.why or "cancelled")
         if kind in ("began", "settled", "saved"):
-            self._write(live.job)
+            self._ledger.put(live.job)
         live.bell.ring()
 
     @staticmethod
@@ -242,7 +241,7 @@ class Desk:
             live.answer(tag, {"event": "refused", "job": live.job.id, "reason": "the video ended"})
         if live.job.began and live.job.ended:
             self._last_s = live.job.ended - live.job.began
-        self._write(live.job)
+        self._ledger.put(live.job)
         live.bell.ring()
         log.info("job %s: %s%s", live.job.id, live.job.state.value, f", {why}" if why else "")
         if live.job.state is State.DELETED:
@@ -277,9 +276,9 @@ class Desk:
 
     def _restore(self) -> None:
         """What an earlier server left unfinished: go on, begin, or say why not."""
-        for job in self._store.in_states([State.DELETED]):
+        for job in self._ledger.in_states([State.DELETED]):
             self._spawn(self._clear(job.id))
-        for job in self._store.in_states([*OPEN, State.INTERRUPTED]):
+        for job in self._ledger.in_states([*OPEN, State.INTERRUPTED]):
             folder = self.options.videos / job.id
             folder.mkdir(mode=0o700, exist_ok=True)
             live = Live(job, folder)
@@ -292,7 +291,7 @@ class Desk:
                 live.change(reason=why)
                 self._end(live, State.FAILED, f"{why}; order it again")
                 continue
-            self._write(live.job)
+            self._ledger.put(live.job)
 
     def _begin_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -301,31 +300,16 @@ class Desk:
                 with contextlib.suppress(WorkerGone):
                     self._hand_over(live, resume=live.job.began is not None)
 
-    def _write(self, job: Job) -> None:
-        """Keep a job; while the disk is full, in memory."""
-        try:
-            self._store.put(job)
-            self._unwritten.pop(job.id, None)
-        except RuntimeError as error:
-            log.error("job %s: %s", job.id, error)
-            self._unwritten[job.id] = job
-
-    def _flush(self) -> None:
-        for job in list(self._unwritten.values()):
-            self._write(job)
-
     async def _clear(self, name: str, live: Live | None = None) -> None:
         await asyncio.to_thread(disk.remove, self.options.videos / name)
-        self._unwritten.pop(name, None)
-        with contextlib.suppress(RuntimeError):  # the next start tries again
-            self._store.remove(name)
+        self._ledger.remove(name)
         if live:
             live.cleared.set()
 
     async def _tidy_forever(self) -> None:
         hours = self.options.keep_hours
         while hours:
-            for name in self._store.ended_before(time.time() - hours * 3600):
+            for name in self._ledger.ended_before(time.time() - hours * 3600):
                 await self.delete(name)
             await asyncio.sleep(min(TIDY_S, hours * 3600))
 
