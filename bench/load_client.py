@@ -9,9 +9,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
+if TYPE_CHECKING:
+    import httpx
 
 PROMPTS = Path(__file__).parent / "quality" / "prompts" / "sprites_held_out.txt"
 DONE, FAILED, REFUSED, UNFINISHED = "done", "failed", "refused", "unfinished"
@@ -88,6 +89,8 @@ class Client:
 
     async def one(self, due: float | None = None) -> Outcome:
         """Order a video and take it as it comes."""
+        import httpx
+
         began = time.perf_counter() if due is None else due
         left = self._end - time.perf_counter()
         try:
@@ -156,7 +159,11 @@ async def with_client(
     end: float,
     work: Callable[[Client], Awaitable[Any]],
 ) -> Any:
-    """``work`` with a client of the server at ``url``."""
+    """``work`` with a client of the server at ``url``. Raises RuntimeError without httpx."""
+    try:
+        import httpx
+    except ModuleNotFoundError:
+        raise RuntimeError("httpx is not installed; run `pip install httpx`") from None
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
     timeout = httpx.Timeout(PATIENCE_S, connect=30.0)
