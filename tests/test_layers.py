@@ -69,10 +69,13 @@ HALVES = {
     "runtime.recipe",
     "runtime.judging",
     "runtime.settling",
+    "runtime.costs",
+    "runtime.budget",
 }  # of the engine, too long for one file
 MANY = {
     "runtime.async_engine",
     "runtime.job",
+    "runtime.pacing",
     "runtime.request",
     "runtime.resuming",
     "runtime.riding",
