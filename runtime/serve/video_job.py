@@ -56,6 +56,7 @@ class Progress:
     began: float = field(default_factory=time.monotonic)
     told: bool = False  # the server knows that it began
     turns: int = 0  # chunks made
+    asked: int = 0  # turns when the latest snapshot was asked for
     saved: int = -1  # turns in the newest snapshot
 
 
@@ -99,7 +100,8 @@ class VideoJob:
             found = await self._office.aside(last_saved, self._asked.folder, self._made)
             resume, self._mark = found or (None, None)
         if self._mark:
-            self._progress.turns = self._progress.saved = self._mark.turns
+            progress = self._progress
+            progress.turns = progress.asked = progress.saved = self._mark.turns
         self._job = self._office.served.submit(self._asked, self._made.settings, resume, self._note)
 
     async def run(self) -> None:
@@ -230,9 +232,11 @@ class VideoJob:
             self._moved.notify_all()
 
     def _save_in_turn(self) -> None:
-        every, turns = self._office.snapshot_chunks, self._progress.turns
+        every, progress = self._office.snapshot_chunks, self._progress
         idle = not self._leaving and (self._saving is None or self._saving.done())
-        if every and turns % every == 0 and turns < self._made.chunks and idle:
+        due = every and progress.turns - progress.asked >= every
+        if due and idle and progress.turns < self._made.chunks:
+            progress.asked = progress.turns
             self._saving = asyncio.create_task(self._save())
 
     async def _save(self) -> None:
