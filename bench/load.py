@@ -49,8 +49,10 @@ class Plan:
 
 
 async def take(client: Client, plan: Plan, process: ServerProcess | None) -> dict[str, Any]:
-    """All phases, one after the other."""
-    await client.one()  # warm
+    """All phases, one after the other. Raises RuntimeError for a server that makes no videos at all."""
+    first = await client.one()
+    if first.kind != DONE:
+        raise RuntimeError(f"the server made no video: {first.reason or first.kind}")
     closed = []
     for users in plan.users:
         _progress(f"{users} users")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PROMPTS = Path(__file__).parent / "quality" / "prompts" / "sprites_held_out.txt"
 DONE, FAILED, REFUSED, UNFINISHED = "done", "failed", "refused", "unfinished"
+AGAIN_S = 1.0  # before a user who got no video tries again
 PATIENCE_S = 600.0  # between two bytes of a video
 
 
@@ -58,6 +59,8 @@ class Client:
         async def user() -> list[Outcome]:
             outcomes = [await self.one()]
             while time.perf_counter() < min(began + seconds, self._end):
+                if outcomes[-1].kind != DONE:
+                    await asyncio.sleep(AGAIN_S)
                 outcomes.append(await self.one())
             return outcomes
 
