@@ -11,7 +11,7 @@ from pathlib import Path
 from runtime.serve.wire import MAX_LINE_BYTES, line_of, message_of
 from runtime.serve.worker import Worker
 from runtime.serve.worker_options import parse
-from tests.fake_async_engine import FakeAsyncEngine, fake_served
+from tests.fake_async_engine import FakeAsyncEngine
 
 LONG = 30.0  # a generous timeout
 
@@ -76,13 +76,13 @@ class AtHand:
 
 @contextlib.asynccontextmanager
 async def at_hand(
-    folder: Path, *arguments: str, engine: FakeAsyncEngine | None = None, served=fake_served
+    folder: Path, *arguments: str, engine: FakeAsyncEngine | None = None
 ) -> AsyncIterator[AtHand]:
     """A ready worker; stopped afterwards, unless the test has done it."""
     ours, theirs = socket.socketpair()
     engine = engine or FakeAsyncEngine()
     options = parse(["--link-fd", str(theirs.detach()), *arguments])
-    worker = Worker(options, lambda settings: served(settings, engine))
+    worker = Worker(options, lambda settings, limits: engine)
     running = asyncio.create_task(worker.run())
     hand = AtHand(folder, engine)
     reader, hand.writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE_BYTES)

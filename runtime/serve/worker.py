@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import signal
@@ -24,24 +25,28 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from runtime.async_engine import AsyncEngine
+from runtime.request import Limits, Request
 from runtime.serve.commands import Cancel, Command, Stop, Submit, Switch, command_of, job_named
 from runtime.serve.inbox import Inbox
+from runtime.serve.job_files import VIDEO
 from runtime.serve.logs import about, log_to
-from runtime.serve.served import Served, load
 from runtime.serve.video_job import Office, VideoJob, reason_of
 from runtime.serve.wire import LineCutter, Message, line_of, message_of
 from runtime.serve.worker_options import Options, parse
 from runtime.settings import Settings
+from runtime.video import VideoWriter
 
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 0.5
 READ_BYTES = 2**18
 FILE_THREADS = 4
-WARM_UP_PROMPT = "a red circle moves to the right"
+WARM_UP_PROMPT = "a red circle moving right on a navy background"
+WARM_UP_FRAMES = 21  # two chunks
 PR_SET_PDEATHSIG = 1
 
-Build = Callable[[Settings], Served]
+Build = Callable[[Settings, Limits], AsyncEngine]
 
 
 class Worker:
@@ -152,20 +157,21 @@ class Worker:
     async def _work(self, threads: ThreadPoolExecutor) -> None:
         """Build, warm up, then commands for ever."""
         loop = asyncio.get_running_loop()
-        served = await loop.run_in_executor(threads, self._build, self._options.settings)
-        ready = await loop.run_in_executor(threads, warm_up, served)
-        office = Office(served, self.tell, threads, self._options.snapshot_chunks)
+        options = self._options
+        engine = await loop.run_in_executor(threads, self._build, options.settings, options.limits)
+        ready = await loop.run_in_executor(threads, warm_up, engine)
+        office = Office(engine, self.tell, threads, options.snapshot_chunks)
         self._ready = True
         await self.tell(ready)
         log.info("ready", extra={"facts": {"warm_ms": ready["warm_ms"]}})
-        beating = asyncio.create_task(self._beat(served))
+        beating = asyncio.create_task(self._beat(engine))
         try:
             while not self._stop.done():
                 await self._obey(await self._inbox.get(), office)
         finally:
             beating.cancel()
             await asyncio.gather(*self._runs, return_exceptions=True)
-            await loop.run_in_executor(threads, served.engine.close)
+            await loop.run_in_executor(threads, engine.close)
 
     async def _obey(self, command: Command, office: Office) -> None:
         if isinstance(command, Submit):
@@ -182,8 +188,6 @@ class Worker:
             self._keep(asyncio.create_task(job.switch(command)))
 
     async def _submit(self, command: Submit, office: Office) -> None:
-        from runtime.async_engine import Busy
-
         named = {"do": "submit", "job": command.job, "folder": str(command.folder)}
         with about(job=command.job):
             try:
@@ -191,7 +195,7 @@ class Worker:
                     raise ValueError("this job is here already")
                 job = VideoJob(command, office)
                 await job.submit()
-            except (ValueError, RuntimeError, OSError, Busy) as error:
+            except (ValueError, RuntimeError, OSError) as error:
                 await self._refuse(named, error)
                 return
             log.info("submitted", extra={"facts": {"characters": len(command.prompts[0][1])}})
@@ -210,12 +214,13 @@ class Worker:
         if not task.cancelled() and task.exception():
             log.error("a job's task ended badly", exc_info=task.exception())
 
-    async def _beat(self, served: Served) -> None:
+    async def _beat(self, engine: AsyncEngine) -> None:
         """Tell the engine's numbers; also that the process is alive. Skipped where the server does not read."""
         transport = self._writer.transport
         while True:
             if transport.get_write_buffer_size() < READ_BYTES:
-                await self.tell({"event": "stats", **asdict(served.engine.stats())})
+                limit = engine.limits.batch_rows
+                await self.tell({"event": "stats", "batch_limit": limit, **asdict(engine.stats())})
             for job in tuple(self._jobs.values()):
                 await job.note_state()
             await asyncio.sleep(BEAT_SECONDS)
@@ -229,34 +234,31 @@ class Worker:
         await asyncio.gather(*self._runs, return_exceptions=True)
 
 
-def warm_up(served: Served) -> Message:
+def warm_up(engine: AsyncEngine) -> Message:
     """Make two chunks and a file of them, as a job would; "ready" with what that took and showed."""
-    from runtime.serve.job_files import VIDEO
-    from runtime.video import VideoWriter
-
     began = time.perf_counter()
-    seconds = (2 * 3 * served.time_stride - served.time_stride + 1) / served.fps
-    with tempfile.TemporaryDirectory() as folder:
-        command = Submit(
-            job="warm-up", folder=Path(folder), prompts=((0, WARM_UP_PROMPT),), settings={}
-        )
-        settings = served.settings.with_changes({"seconds": seconds})
-        with VideoWriter(Path(folder) / VIDEO, served.fps) as video:
-            for event in served.submit(command, settings, None, lambda record: None):
-                video.add(event.frames)
+    settings = engine.settings.with_changes({"seconds": WARM_UP_FRAMES / engine.fps})
+    weights = json.loads(engine.identity)["weights"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        VideoWriter(Path(folder) / VIDEO, engine.fps) as video,
+    ):
+        for event in engine.submit(Request(prompts=WARM_UP_PROMPT, settings=settings)):
+            video.add(event.frames)
     return {
         "event": "ready",
-        "fps": served.fps,
+        "fps": engine.fps,
         "width": video.width,
         "height": video.height,
         "warm_ms": round((time.perf_counter() - began) * 1e3, 1),
-        "device": served.device,
-        "implementations": dict(served.implementations),
-        "blocks": served.engine.stats().blocks,
+        "device": engine.settings.run.device,
+        "implementations": dict(engine.implementations),
+        "weights": weights,
+        "blocks": engine.stats().blocks,
     }
 
 
-def main(arguments: Sequence[str] | None = None, build: Build = load) -> int:
+def main(arguments: Sequence[str] | None = None, build: Build = AsyncEngine) -> int:
     """Run the process and return its exit code."""
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)

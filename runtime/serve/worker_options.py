@@ -1,4 +1,4 @@
-"""The command line of a worker: which engine it serves and how it saves. Checked before anything heavy is imported."""
+"""The command line of a worker: which engine it serves what it takes on and how it saves."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from runtime.arguments import Parser, typed
 from runtime.presets import preset
+from runtime.request import Limits
 from runtime.serve.logs import LEVELS
 from runtime.settings import Settings
 
@@ -20,6 +21,7 @@ class Options:
 
     settings: Settings
     link_fd: int
+    limits: Limits
     snapshot_chunks: int
     threads: int  # of the CPU; 0: as many as torch likes
     grace_s: float
@@ -35,6 +37,9 @@ def parse(arguments: Sequence[str]) -> Options:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting")
     text = "chunks between two snapshots of a job (%(default)s); 0: only when the worker stops"
     add("--snapshot-chunks", type=int, default=4, metavar="N", help=text)
+    text = "videos whose memory is set aside (%(default)s); 0: what memory holds"
+    add("--videos", type=int, default=4, metavar="N", help=text)
+    add("--queued", type=int, default=64, metavar="N", help="jobs that may wait (%(default)s)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0: all (%(default)s)")
     text = "to save every job in when the server is gone (%(default)s)"
     add("--grace", type=float, default=DEFAULT_GRACE_S, metavar="SECONDS", help=text)
@@ -46,7 +51,7 @@ def parse(arguments: Sequence[str]) -> Options:
                 f"--{name.replace('_', '-')}: want at least 0, got {getattr(found, name)}"
             )
     return Options(
-        _settings(found), found.link_fd, found.snapshot_chunks, found.threads, found.grace,
+        _settings(found), found.link_fd, Limits(videos=found.videos, queued=found.queued), found.snapshot_chunks, found.threads, found.grace,
         found.log_level,
     )  # fmt: skip
 

@@ -51,8 +51,8 @@ def settled(job="a", index=0, frames=12, route="ema"):
     return {"event": "settled", "job": job, "index": index, "frames": frames, "route": route}
 
 
-STATS = {"event": "stats", "queued": 3, "running": 2, "paused": 1, "blocks_used": 5, "blocks": 16,
-         "batch_rows": 8}  # fmt: skip
+STATS = {"event": "stats", "queued": 3, "running": 3, "paused": 1, "blocks_used": 5, "blocks": 16,
+         "batch_rows": 8, "batch_limit": 64}  # fmt: skip
 
 
 def test_a_new_server_tells_zeros_and_not_nothing(metrics):
@@ -70,6 +70,7 @@ def test_the_heartbeat_sets_queue_batch_and_blocks(metrics):
     assert [told[f"jobs {state}"] for state in ("queued", "running", "paused")] == [3, 2, 1]
     assert (told["kv_blocks used"], told["kv_blocks free"]) == (5, 11)
     assert (told["batch_rows"], told["worker_up"]) == (8, 1)
+    assert told["batch_fill_ratio"] == 0.125
     assert told["worker_warm_up_seconds"] == 1.5
 
 

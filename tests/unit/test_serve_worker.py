@@ -82,6 +82,7 @@ def test_ready_says_what_a_warm_up_made(tmp_path):
         assert ready["event"] == "ready" and (ready["width"], ready["height"]) == (384, 384)
         assert ready["fps"] == 16 and ready["blocks"] == 16 and ready["device"] == "cpu"
         assert ready["warm_ms"] > 0 and ready["implementations"] == {"noise": "torch"}
+        assert ready["weights"] == "discs"
         stats = await hand.told("stats", count=2)
         assert stats["blocks_used"] == 3 and stats["queued"] == 0
 
@@ -251,7 +252,7 @@ def test_a_thousand_jobs_at_once_are_taken_in_order_up_to_the_queue_and_refused_
             hand.submit(f"v{number}", seconds=0.1)
         ends = await asyncio.gather(*(hand.end(f"v{number}") for number in range(1000)))
         refused = [e for e in ends if e["event"] == "failed"]
-        assert refused and all("the queue is full" in e["reason"] for e in refused)
+        assert refused and all("10 requests wait already" in e["reason"] for e in refused)
         assert all(e["retry_after_s"] == 2.0 for e in refused)
         assert all(e["event"] == "done" for e in ends[:10]), "first come, first served"
 
