@@ -58,7 +58,8 @@ class JsonLines(logging.Formatter):
             "request": REQUEST.get(),
             "job": JOB.get(),
         }
-        fields = {**getattr(record, "facts", {}), **fields}
+        facts = getattr(record, "facts", {})
+        fields |= {name: value for name, value in facts.items() if name not in fields}
         if record.exc_info:
             fields["error"] = self._clean(self.formatException(record.exc_info))
         told = {key: value for key, value in finite(fields).items() if value is not None}

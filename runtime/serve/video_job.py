@@ -142,8 +142,7 @@ class VideoJob:
             with contextlib.suppress(asyncio.CancelledError):
                 if self._saving:
                     await asyncio.shield(self._saving)
-            if self._progress.saved < self._progress.turns or not self._progress.turns:
-                await self._save()
+            await self._save()  # of the chunk that is being made, too
         self._job.cancel("the server stops")
 
     async def note_state(self) -> None:
@@ -282,7 +281,7 @@ class VideoJob:
             "frames": files.written.frames,
             "bytes": files.size_bytes,
             "seconds": round(time.monotonic() - self._progress.began, 3),
-            "degraded": [str(incident) for incident in self._job.incidents],
+            "degraded": [incident.sentence for incident in self._job.incidents],
         }
 
     async def _cancelled(self) -> Message:
@@ -330,6 +329,7 @@ def turn_event(job: str, turn: Message, record: ChunkRecord) -> Message:
         "index": record.index,
         "candidates": told,
         "stage_ms": turn["stage_ms"],
+        "incidents": [incident.sentence for incident in record.incidents],
         "histories": len(record.kept),
         "expansions": max(map(parents.count, parents), default=0),
     }

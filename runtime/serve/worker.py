@@ -37,7 +37,7 @@ from runtime.serve.worker_options import Options, parse
 from runtime.settings import Settings
 from runtime.video import VideoWriter
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("runtime.serve.worker")  # whatever this process calls the module
 
 BEAT_SECONDS = 0.5
 READ_BYTES = 2**18
