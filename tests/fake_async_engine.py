@@ -173,7 +173,7 @@ class FakeAsyncEngine:
 
     def __init__(self, chunk_s: float = 0.0, queued: int = 64, running: int = 4) -> None:
         self.chunk_s, self.limits = chunk_s, Limits(queued=queued)
-        self.settings = Settings()
+        self.settings, self.alive = Settings(), True
         self.room = threading.Semaphore(running)
         self.jobs: list[FakeJob] = []
         self.closed = False
