@@ -20,7 +20,7 @@ KINDS = {
     429: "rate_limit_error",
 }
 # Where pydantic looked: a part of the request, or a member of a union.
-UNSAID = ("body", "query", "path", "float", "int", "bool", "str", "constrained-str")
+UNSAID = ("body", "query", "path", "header", "float", "int", "bool", "str", "constrained-str")
 FOLDERS = re.compile(r"(?<![\w.:/])(?:/[^\s/:'\",;()]+)+/(?=[^\s/])")
 
 

@@ -237,7 +237,9 @@ def test_a_degraded_job_says_what_was_survived(server, page):
     why = ["chunk 2: the image reward was late"]
     server.tell(job, {"event": "done", "frames": 1, "bytes": 1, "seconds": 1.0, "degraded": why})
     page.wait("document.querySelectorAll('#degraded li').length == 1")
-    page.wait("document.querySelector('.node[data-fate=alive]') === null")  # nothing is open any more
+    page.wait(
+        "document.querySelector('.node[data-fate=alive]') === null"
+    )  # nothing is open any more
     assert page.run("document.getElementById('state').textContent") == "done, degraded"
 
 
