@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from runtime.serve import pages
-from runtime.serve.__main__ import main
+from runtime.serve.__main__ import listening, main
 from runtime.serve.app import build_app
 from runtime.serve.arguments import parse
 from runtime.serve.jobs import Job, Order, State, job_from, new_job
@@ -156,17 +156,14 @@ def test_the_worker_gets_the_settings_and_nothing_of_the_servers_own():
     assert isinstance(WorkerLink(call.worker), WorkerLink)
 
 
-def test_a_taken_port_is_named(tmp_path, capsys):
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        arguments = ["--port", port, "--data", str(tmp_path / "data")]
-        code = "import sys; from runtime.serve.__main__ import main; sys.exit(main())"
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True
-        )
-    assert done.returncode == 2 and f"cannot listen on 127.0.0.1 port {port}" in done.stderr
+def test_a_taken_port_is_named():
+    with listening(ServeOptions(port=0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1 port {port}"),
+            listening(ServeOptions(port=port)),
+        ):
+            pass
 
 
 def test_the_http_process_imports_no_torch():
