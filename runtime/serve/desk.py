@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from runtime.serve import disk
 from runtime.serve.backend import Backend, Message, WorkerGone
@@ -283,16 +284,21 @@ class Desk:
             if job.began is None:
                 (folder / EVENTS).unlink(missing_ok=True)  # it begins now, and has not failed
             live = Live(job, folder)
-            if job.began is None or disk.holds_snapshot(folder):
-                live.change(state=State.QUEUED, ended=None, reason=None, bytes=0)
-                self._live[job.id] = live
-                self._waiting.append(live)
-            else:
-                why = f"the server ended after chunk {job.settled}, before a snapshot was saved"
-                live.change(reason=why)
+            if why := self._lost(job, folder):
                 self._end(live, State.FAILED, f"{why}; order it again")
                 continue
+            live.change(state=State.QUEUED, ended=None, reason=None, bytes=0)
+            self._live[job.id] = live
+            self._waiting.append(live)
             self._ledger.put(live.job)
+
+    def _lost(self, job: Job, folder: Path) -> str:
+        """Why an unfinished job of an earlier server cannot go on; "" when it can."""
+        if job.model != self.options.model:
+            return f"it was ordered from {job.model}, and this server has {self.options.model}"
+        if job.began is None or disk.holds_snapshot(folder):
+            return ""
+        return f"the server ended after chunk {job.settled}, before a snapshot was saved"
 
     def _begin_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []

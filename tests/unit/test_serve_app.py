@@ -4,9 +4,11 @@ import contextlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from fastapi import FastAPI
+from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
@@ -14,6 +16,7 @@ from runtime.serve import pages
 from runtime.serve.__main__ import listening, main
 from runtime.serve.app import build_app
 from runtime.serve.arguments import parse
+from runtime.serve.auth import COOKIE, Keyring
 from runtime.serve.jobs import Job, Order, State, job_from, new_job
 from runtime.serve.link import WorkerLink
 from runtime.serve.options import Bounds, ServeOptions, loopback
@@ -200,3 +203,39 @@ def test_only_this_machines_addresses_are_loopback(host, alone):
     assert loopback(host) == alone
     assert bool(ServeOptions(host=host).hosts) == alone
     assert Bounds() == Bounds()
+
+
+def asking(**headers: str) -> HTTPConnection:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return HTTPConnection({"type": "http", "headers": raw})
+
+
+def test_a_cookie_is_good_for_its_time_its_server_and_unchanged(monkeypatch):
+    ring = Keyring("a-key-of-the-tests")
+    cookie = f"{COOKIE}={ring.cookie()}"
+    assert ring.admits(asking(cookie=cookie)) and not ring.admits(asking())
+    until, _, mark = cookie.partition("=")[2].partition(".")
+    for forged in (
+        f"{int(until) + 1}.{mark}",
+        f"{until}.",
+        f"{until}.{mark[:-1]}",
+        f".{mark}",
+        "x",
+    ):
+        assert not ring.admits(asking(cookie=f"{COOKIE}={forged}"))
+    assert not Keyring("a-key-of-the-tests").admits(asking(cookie=cookie)), "another process"
+    monkeypatch.setattr("time.time", lambda: float(until))
+    assert not ring.admits(asking(cookie=cookie))
+    assert Keyring(None).admits(asking())
+
+
+def test_unfinished_jobs_of_another_model_are_failed_and_not_begun(tmp_path):
+    app = build_app(FakeWorker(held=True), options_in(tmp_path))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        name = client.post("/v1/videos", json=SHORT).json()["id"]
+    worker = FakeWorker()
+    app = build_app(worker, replace(options_in(tmp_path), model="another"))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        job = client.get(f"/v1/videos/{name}").json()
+    assert "ordered from sprites, and this server has another" in job["error"]["message"]
+    assert not worker.commands

@@ -44,6 +44,7 @@ def test_any_object_is_an_order_or_a_400_that_names_something(fields):
         assert error.status == 400 and error.message and "\n" not in error.code
     else:
         assert 0 < order.seconds <= 30 and order.prompts[0][1].strip()
+        assert all(abs(value) < 2**63 for value in order.settings.values() if type(value) is int)
 
 
 @given(st.binary(max_size=60))
@@ -109,3 +110,16 @@ def test_the_limit_of_candidates_counts_what_is_drawn_and_not_what_is_finished()
         read(json.dumps(body).encode())
     body["settings"] = {"search.drafts": 16}
     assert read(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("name", ["search.horizon_chunks", "search.draft_passes", "reward.stride"])
+def test_no_number_is_larger_than_a_machine_counts(name):
+    with pytest.raises(ApiError, match="at most 10000") as caught:
+        read(json.dumps({"prompt": "x", "settings": {name: 10**4000}}).encode())
+    assert len(caught.value.message) <= 1000
+
+
+@pytest.mark.parametrize("name", ["memory.quality_threshold", "memory.transition_threshold"])
+def test_an_infinite_threshold_is_refused(name):
+    with pytest.raises(ApiError):
+        read(b'{"prompt": "x", "settings": {"%s": 1e999}}' % name.encode())
