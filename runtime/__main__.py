@@ -27,6 +27,7 @@ from runtime.settings import Launch, Settings, launch
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
+    from runtime.paced import PacedEngine
     from runtime.ranks.engine import RankedEngine
     from runtime.trace import TraceWriter
     from runtime.types import Chunk, ChunkEvent, ChunkRecord
@@ -51,6 +52,7 @@ class Story:
     best: tuple[Chunk, ...] = ()  # its chunks that are not settled
     routes: Counter[str] = field(default_factory=Counter)  # of the video's chunks but the first
     seeds: list[int] = field(default_factory=list)  # of the video's first chunks
+    budget: str = ""  # what was chosen to keep a pace, and the pace that was kept
     began: float = field(default_factory=time.perf_counter)
 
     def watch(self, record: ChunkRecord) -> None:
@@ -150,7 +152,13 @@ def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
 
         count = min(most_prompts(settings), len(jobs))
         settings = settings.with_changes({"run.prompts": count})
-    generate(build(settings), jobs, settings, options)
+    built = build(settings)
+    engine: Engine | PacedEngine = built
+    if options.budget_fps is not None:
+        from runtime.paced import PacedEngine
+
+        engine = PacedEngine(built, options.budget_fps)
+    generate(engine, jobs, settings, options)
 
 
 def run_ranked(options: Namespace, ranks: Launch, build: Callable[[Settings], Engine]) -> None:
@@ -158,6 +166,8 @@ def run_ranked(options: Namespace, ranks: Launch, build: Callable[[Settings], En
     from runtime.ranks.door import ranked_engine
 
     settings, jobs = build_settings(options), build_jobs(options)
+    if options.budget_fps is not None:
+        raise ValueError("--budget-fps: goes with a single process, whose costs it learns")
     if ranks.rank == 0:
         check_files(jobs)
     with ranked_engine(settings, ranks, options.rank_timeout, build) as engine:
@@ -172,7 +182,10 @@ def run_ranked(options: Namespace, ranks: Launch, build: Callable[[Settings], En
 
 
 def generate(
-    engine: Engine | RankedEngine, jobs: Sequence[Job], settings: Settings, options: Namespace
+    engine: Engine | PacedEngine | RankedEngine,
+    jobs: Sequence[Job],
+    settings: Settings,
+    options: Namespace,
 ) -> None:
     """All the videos, as many at a time as share a batch."""
     if strangers := strange_rewards(settings):
@@ -192,7 +205,7 @@ def generate(
 
 
 def produce(
-    engine: Engine | RankedEngine,
+    engine: Engine | PacedEngine | RankedEngine,
     jobs: Sequence[Job],
     settings: Settings,
     options: Namespace,
@@ -214,13 +227,26 @@ def produce(
         except (RuntimeError, OSError, MemoryError) as error:
             raise RuntimeError(f"{error or type(error).__name__}; {kept(sinks)}") from error
         seconds = time.perf_counter() - sinks[0].story.began
+        if options.budget_fps is not None:
+            note_budgets(engine, sinks)
     if not options.quiet:
         for job, one in zip(jobs, sinks, strict=True):
             report(job, settings, one, seconds)
 
 
+def note_budgets(engine: Engine | PacedEngine, sinks: Sequence[Sinks]) -> None:
+    """Tell each video's story and trace what its budget chose and kept."""
+    from runtime.paced import PacedEngine, described
+
+    assert isinstance(engine, PacedEngine), "a pace is kept by an engine that keeps one"
+    for number, one in enumerate(sinks):
+        one.story.budget = engine.budgets[number].report()
+        if one.trace:
+            one.trace.notes["budget"] = described(engine.budgets[number])
+
+
 def open_sinks(
-    engine: Engine | RankedEngine,
+    engine: Engine | PacedEngine | RankedEngine,
     job: Job,
     settings: Settings,
     options: Namespace,
@@ -278,6 +304,8 @@ def report(job: Job, settings: Settings, sinks: Sinks, seconds: float) -> None:
     more = ", ..." if video.written.chunks > len(story.seeds) else ""
     say(f"seeds   {', '.join(map(str, story.seeds))}{more}")
     say(f"speed   {frames / seconds:.1f} frames/s with decoder and rewards ({seconds:.1f} s)")
+    if story.budget:
+        say(f"budget  {story.budget}")
     path = video.path.resolve()
     size = f"{video.size_bytes / 1024:.0f} KiB, {frames} frames of {video.width}x{video.height}"
     say(f"video   {path} ({size}, {video.seconds:.1f} s at {video.fps} fps)")

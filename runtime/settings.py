@@ -344,3 +344,8 @@ def launch() -> Launch | None:
     if size < 2:
         return None
     return Launch(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def api_key() -> str | None:
+    """The key that a server asks its clients for: ``$STREAM_T1_API_KEY``; None without one."""
+    return os.environ.get("STREAM_T1_API_KEY") or None

@@ -20,6 +20,7 @@ MAY_READ = (
     "runtime/score.py",
     "runtime/serve/",
     "runtime/telemetry.py",
+    "runtime/thumbnails.py",
     "runtime/trace.py",
     "runtime/video.py",
 )

@@ -41,6 +41,7 @@ SERVICES = {
     "runtime.guarding",
     "runtime.telemetry",
     "runtime.output",
+    "runtime.thumbnails",
     "runtime.generators",
     "runtime.rewards",
 }
@@ -76,6 +77,7 @@ HALVES = {
 MANY = {
     "runtime.async_engine",
     "runtime.job",
+    "runtime.paced",
     "runtime.pacing",
     "runtime.request",
     "runtime.resuming",
