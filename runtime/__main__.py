@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from runtime.types import Chunk, ChunkEvent, ChunkRecord
     from runtime.video import VideoWriter
 
+    AnyEngine = Engine | PacedEngine | RankedEngine
+
 SHOWN_SEEDS = 8
+Builder = Callable[[Settings], "Engine"]
 
 
 class Terminated(KeyboardInterrupt):
@@ -117,9 +120,7 @@ def load_engine(settings: Settings) -> Engine:
     return Engine(settings)
 
 
-def main(
-    argv: Sequence[str] | None = None, build: Callable[[Settings], Engine] = load_engine
-) -> int:
+def main(argv: Sequence[str] | None = None, build: Builder = load_engine) -> int:
     """Do what the arguments say and return the exit code."""
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
@@ -137,11 +138,11 @@ def main(
         return 2 if isinstance(error, ValueError) else 1
 
 
-def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
+def run(options: Namespace, build: Builder) -> None:
     settings, jobs = build_settings(options), build_jobs(options)
     ranks = launch()
     if ranks is not None:
-        return run_ranked(options, ranks, build)
+        return run_ranked(settings, jobs, options, ranks, build)
     if settings.run.ranks != 1:
         raise ValueError(
             f"run.ranks: want {settings.run.ranks} processes, got one; start them by torchrun"
@@ -161,31 +162,27 @@ def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
     generate(engine, jobs, settings, options)
 
 
-def run_ranked(options: Namespace, ranks: Launch, build: Callable[[Settings], Engine]) -> None:
+def run_ranked(
+    settings: Settings, jobs: Sequence[Job], options: Namespace, ranks: Launch, build: Builder
+) -> None:
     """``run`` as one of several processes: the first writes and reports, the others work."""
     from runtime.ranks.door import ranked_engine
 
-    settings, jobs = build_settings(options), build_jobs(options)
     if options.budget_fps is not None:
         raise ValueError("--budget-fps: goes with a single process, whose costs it learns")
     if ranks.rank == 0:
         check_files(jobs)
     with ranked_engine(settings, ranks, options.rank_timeout, build) as engine:
         if engine.idle:
-            complain("note", f"rank {ranks.rank} has no history to work on and waits: "
-                     f"there are {ranks.size} ranks for histories = {engine.engine.policy.histories}")  # fmt: skip
+            complain("note", engine.why_idle)
         if ranks.rank == 0:
-            generate(engine, jobs, settings, options)
-        else:
-            for _ in engine.stream_many([job.scenes for job in jobs]):
-                pass
+            return generate(engine, jobs, settings, options)
+        for job in jobs:
+            engine.work(job.scenes)
 
 
 def generate(
-    engine: Engine | PacedEngine | RankedEngine,
-    jobs: Sequence[Job],
-    settings: Settings,
-    options: Namespace,
+    engine: AnyEngine, jobs: Sequence[Job], settings: Settings, options: Namespace
 ) -> None:
     """All the videos, as many at a time as share a batch."""
     if strangers := strange_rewards(settings):
@@ -205,11 +202,7 @@ def generate(
 
 
 def produce(
-    engine: Engine | PacedEngine | RankedEngine,
-    jobs: Sequence[Job],
-    settings: Settings,
-    options: Namespace,
-    label: str,
+    engine: AnyEngine, jobs: Sequence[Job], settings: Settings, options: Namespace, label: str
 ) -> None:
     """Prompts that share a batch, one video each. Whatever ends them early, the chunks before are in the files."""
     with contextlib.ExitStack() as stack:
@@ -234,7 +227,7 @@ def produce(
             report(job, settings, one, seconds)
 
 
-def note_budgets(engine: Engine | PacedEngine, sinks: Sequence[Sinks]) -> None:
+def note_budgets(engine: AnyEngine, sinks: Sequence[Sinks]) -> None:
     """Tell each video's story and trace what its budget chose and kept."""
     from runtime.paced import PacedEngine, described
 
@@ -246,11 +239,7 @@ def note_budgets(engine: Engine | PacedEngine, sinks: Sequence[Sinks]) -> None:
 
 
 def open_sinks(
-    engine: Engine | PacedEngine | RankedEngine,
-    job: Job,
-    settings: Settings,
-    options: Namespace,
-    stack: contextlib.ExitStack,
+    engine: AnyEngine, job: Job, settings: Settings, options: Namespace, stack: contextlib.ExitStack
 ) -> Sinks:
     """The files of one video, closed with ``stack``."""
     from runtime.trace import TraceWriter

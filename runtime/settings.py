@@ -194,8 +194,7 @@ class RunSettings:
     dtype: str = "float32"
     schedule: str = "survivors"  # "released": serial candidates, cold decodes, clean pass for all
     batch_rows: int = 0  # candidates per forward; 0: all at once
-    # siblings share a forward with nobody else, survivors have one each: same bits in any company
-    litters: bool = False
+    litters: bool = False  # siblings share work with nobody else: the same bits in any company
     ranks: int = 1  # processes that share a video and its memory; torchrun's to say
     ops: str = "auto"  # implementation of the kernels: auto, native (C++), triton, torch
     attention: str = "auto"  # self attention; auto: triton on a GPU, sdpa on the CPU

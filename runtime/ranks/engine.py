@@ -53,6 +53,12 @@ class RankedEngine:
         return self.world.rank >= self.engine.policy.histories
 
     @property
+    def why_idle(self) -> str:
+        """A sentence for whoever wonders."""
+        rank, size, histories = self.world.rank, self.world.size, self.engine.policy.histories
+        return f"rank {rank} has no history to work on and waits: there are {size} ranks for histories = {histories}"
+
+    @property
     def implementations(self) -> dict[str, str]:
         """Which implementation of each op runs; the same on all ranks."""
         return self.engine.implementations
@@ -68,6 +74,11 @@ class RankedEngine:
         Raises RankFailed on all ranks when one of them gives up, and RuntimeError there. Close it on all or on none.
         """
         return self._stream(scenes_of(prompts, self.chunks), watch)
+
+    def work(self, prompts: Prompts) -> None:
+        """``stream`` for a rank whose events nobody reads."""
+        for _ in self.stream(prompts):
+            pass
 
     def stream_many(
         self, prompts: Sequence[Prompts], *, watch: Watch | None = None
