@@ -74,7 +74,7 @@ def pack(line: Line, pool: Any) -> Packed:
         )
     packer, video = Packer(pool), line.video
     tree = {
-        "settings": json.loads(video.recipe.settings.to_json()),
+        "settings": json.loads(video.recipe.asked.to_json()),
         "scenes": [[scene.chunk, scene.prompt] for scene in video.scenes],
         "scene": [video.scene.chunk, video.scene.prompt],
         "index": line.index,
