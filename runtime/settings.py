@@ -20,6 +20,7 @@ MAX_PROMPTS = 1000  # asked for together
 LONGEST_SECONDS = 24 * 3600.0
 
 ON_ERROR = ("fail", "degrade")
+SHOWN = 120  # characters of a wrong value
 POLICIES = ("single", "best-of-n", "beam", "stream-t1", "halving")
 FIDELITIES = ("paper", "released")
 SCHEDULES = ("survivors", "released")
@@ -35,9 +36,17 @@ EMA_STORAGES = ("auto", "fp32_shadow", "stochastic", "released")  # see kernels/
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     """ValueError with a guess unless ``value`` is one of ``known``."""
     if value not in known:
-        guess = difflib.get_close_matches(str(value), known, n=1)
+        guess = difflib.get_close_matches(str(value)[:SHOWN], known, n=1)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
-        raise ValueError(f"{name}: want one of {', '.join(known)}, got {value!r}{hint}")
+        raise ValueError(f"{name}: want one of {', '.join(known)}, got {shown(value)}{hint}")
+
+
+def shown(value: object) -> str:
+    """A value in an error's sentence: as much of it as a reader wants to see."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _at_least(name: str, value: float, low: float) -> None:
@@ -306,11 +315,15 @@ def _typed(name: str, value: Any, kind: type) -> Any:
                 f"{name}: want float, got an int of {value.bit_length()} bits"
             ) from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{name}: want {kind.__name__}, got {type(value).__name__} {value!r}")
+        raise ValueError(f"{name}: want {kind.__name__}, got {type(value).__name__} {shown(value)}")
+    if kind is int and value.bit_length() > 63:
+        raise ValueError(f"{name}: want a value below 2^63, got {shown(value)}")
     return value
 
 
 def _unknown(name: str, known: list[str]) -> str:
+    if len(name) > SHOWN:
+        return f"{shown(name)}: no such setting"
     guess = difflib.get_close_matches(name, known, n=1)
     leaf = difflib.get_close_matches(
         name.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1
