@@ -250,6 +250,15 @@ def test_a_model_in_time_is_what_it_is_without_a_deadline():
         assert incident.rows == (1,)
 
 
+def test_parts_of_a_batch_share_one_end():
+    model = Means()
+    guard = guarded(model, "image", PATIENCE_S)
+    end = guard.end
+    assert_scores(guard.score(clip_of(2), end), [0, 1])
+    assert_scores(guard.score(clip_of(2), end - PATIENCE_S - 1), [NAN] * 2)
+    assert len(model.calls) == 1 and [one.kind for one in guard.take()] == ["late"]
+
+
 def test_the_work_runs_as_the_callers_does():
     seen = []
     guard = guarded(Means(lambda *_: seen.append(torch.is_grad_enabled())), "image", PATIENCE_S)
