@@ -174,7 +174,9 @@ class Scorer:
             f"the policy asks the {kind} reward but the engine was built without one"
         )
         guard = model if isinstance(model, Guarded) else None
-        end, scores, incidents = guard and guard.end, [], []
+        end = guard.end if guard else None
+        scores: list[Tensor] = []
+        incidents: list[Incident] = []
         for rows in row_ranges(len(window), self.batch_rows):
             part = window[rows.start : rows.stop]
             clip = clip_for(model, part, place)

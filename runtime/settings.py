@@ -316,7 +316,7 @@ def _typed(name: str, value: Any, kind: type) -> Any:
             ) from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{name}: want {kind.__name__}, got {type(value).__name__} {shown(value)}")
-    if kind is int and value.bit_length() > 63:
+    if isinstance(value, int) and value.bit_length() > 63:
         raise ValueError(f"{name}: want a value below 2^63, got {shown(value)}")
     return value
 
