@@ -76,6 +76,7 @@ HALVES = {
 MANY = {
     "runtime.async_engine",
     "runtime.job",
+    "runtime.paced",
     "runtime.pacing",
     "runtime.request",
     "runtime.resuming",
