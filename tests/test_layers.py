@@ -41,6 +41,7 @@ SERVICES = {
     "runtime.guarding",
     "runtime.telemetry",
     "runtime.output",
+    "runtime.thumbnails",
     "runtime.generators",
     "runtime.rewards",
 }
