@@ -254,7 +254,7 @@ class ShadowedPoolMachine(PoolMachine):
     rel = 2.0**-7
 
 
-EXAMPLES = settings(max_examples=60, stateful_step_count=12)
+EXAMPLES = settings(max_examples=150, stateful_step_count=12)
 TestPool = PoolMachine.TestCase
 TestPool.settings = EXAMPLES
 TestShadowedPool = ShadowedPoolMachine.TestCase
