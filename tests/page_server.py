@@ -31,6 +31,7 @@ class FakeJob:
     events: list[Event] = field(default_factory=list)
     pieces: list[bytes] = field(default_factory=list)  # of the file
     whole: bool = False
+    breaks: int = 0  # connections that end in the middle of the file
     trace: dict[str, Any] | None = None
     sockets: list[WebSocket] = field(default_factory=list)
     heard: list[Any] = field(default_factory=list)  # messages of the page
@@ -166,6 +167,9 @@ async def _growing(job: FakeJob) -> Any:
     sent = 0
     while sent < len(job.pieces) or not job.whole:
         if sent < len(job.pieces):
+            if sent and job.breaks:
+                job.breaks -= 1
+                raise ConnectionResetError
             yield job.pieces[sent]
             sent += 1
         else:
