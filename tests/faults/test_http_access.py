@@ -30,7 +30,7 @@ def locked(tmp_path_factory):
 def test_another_host_name_and_another_sites_page_are_refused(server):
     rebound = server.client.get("/v1/videos", headers={"Host": "evil.example"})
     assert error_of(rebound, 400)["code"] == "wrong_host"
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1", "http://[", ""):
         foreign = server.client.post("/v1/videos", json=SHORT, headers={"Origin": origin})
         assert error_of(foreign, 403)["code"] == "wrong_origin"
         with pytest.raises(InvalidStatus) as caught:

@@ -1,5 +1,6 @@
 """Whatever happens to the worker, the disk and the clients: the server says so and goes on."""
 
+import asyncio
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from runtime.serve.__main__ import serve
 from runtime.serve.disk import Owned
 from runtime.serve.errors import sanitised
 from runtime.serve.jobs import Order, State, new_job
+from runtime.serve.ledger import Ledger
 from runtime.serve.store import Store
 from tests.fake_worker import FakeWorker
 from tests.serving import LONG_S, SHORT, TIGHT, error_of, options_in, running, until
@@ -247,3 +250,78 @@ def test_a_server_that_is_killed_or_stopped_begins_where_it_ended(tmp_path):
     store.close()
     assert job and job.state is State.INTERRUPTED and "go on from chunk" in job.reason
     assert os.path.getsize(folder / "videos" / name / "video.mp4") >= job.bytes > 0
+
+
+class Patient(FakeWorker):
+    """Needs long to save; without grace it is gone at once."""
+
+    async def stop(self, grace_s: float) -> None:
+        if not self._dead and grace_s:
+            await asyncio.sleep(LONG_S)
+        await super().stop(grace_s)
+
+
+def test_while_it_stops_nothing_is_taken_on_and_a_second_signal_ends_it_at_once(tmp_path, capsys):
+    worker = Patient(held=True)
+
+    async def story() -> int:
+        serving = asyncio.create_task(serve(options_in(tmp_path), worker))
+        while not (line := capsys.readouterr().out):
+            await asyncio.sleep(0.01)
+        async with httpx.AsyncClient(base_url=line.split()[3], timeout=LONG_S) as client:
+            name = (await client.post("/v1/videos", json=SHORT)).json()["id"]
+            os.kill(os.getpid(), signal.SIGTERM)
+            while (await client.get("/health")).json() != {"state": "stopping"}:
+                await asyncio.sleep(0.01)
+            refused = await client.post("/v1/videos", json=SHORT)
+            assert error_of(refused, 503)["code"] == "worker_stopping"
+            assert (await client.get(f"/v1/videos/{name}")).json()["status"] == "queued"
+            os.kill(os.getpid(), signal.SIGTERM)
+            return await asyncio.wait_for(serving, LONG_S / 2)
+
+    assert asyncio.run(story()) == 128 + signal.SIGTERM
+    assert worker.stops[0] == 0.0, "the first stop was still waiting"
+    store = Store(tmp_path / "jobs.sqlite3")
+    (job,) = store.in_states([State.INTERRUPTED])
+    store.close()
+    assert job.reason == "the server was stopped; restart the server to begin it"
+
+
+class FullDisk(Store):
+    """Refuses to write while ``full``."""
+
+    full = False
+
+    def put(self, job) -> None:
+        if self.full:
+            raise RuntimeError("disk is full")
+        super().put(job)
+
+
+def test_what_a_full_disk_does_not_take_is_remembered_and_written_later(tmp_path):
+    store = FullDisk(tmp_path / "jobs.sqlite3")
+    ledger = Ledger(store)
+    job = new_job(Order(prompts=((0, "x"),), seconds=1), "m", "1x1")
+    ledger.add(job)
+    store.full = True
+    done = replace(job, state=State.DONE)
+    ledger.put(done)
+    assert ledger.get(job.id) == done and ledger.page(1, None, True) == [done]
+    assert store.get(job.id) == job
+    store.full = False
+    ledger.flush()
+    assert store.get(job.id) == done
+    ledger.put(replace(done, state=State.DELETED))
+    assert ledger.get(job.id) is None and ledger.page(1, None, True) == []
+    ledger.close()
+
+
+def test_a_job_that_cannot_be_written_down_is_not_taken_on(tmp_path):
+    with running(options_in(tmp_path)) as server:
+        server.made()
+        with sqlite3.connect(tmp_path / "jobs.sqlite3") as base:
+            base.execute("DROP TABLE jobs")
+        error = error_of(server.client.post("/v1/videos", json=SHORT), 507)
+        assert "cannot be kept" in error["message"] and str(tmp_path) not in error["message"]
+        assert len([one for one in server.worker.commands if one["do"] == "submit"]) == 1
+        assert len(list((tmp_path / "videos").iterdir())) == 1

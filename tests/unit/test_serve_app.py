@@ -4,20 +4,24 @@ import contextlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from fastapi import FastAPI
+from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from runtime.serve import pages
-from runtime.serve.__main__ import main
+from runtime.serve.__main__ import listening, main
 from runtime.serve.app import build_app
 from runtime.serve.arguments import parse
+from runtime.serve.auth import COOKIE, Keyring
 from runtime.serve.jobs import Job, Order, State, job_from, new_job
 from runtime.serve.link import WorkerLink
 from runtime.serve.options import Bounds, ServeOptions, loopback
 from runtime.serve.orders import ALLOWED, FRIENDLY
+from runtime.serve.worker_options import parse as parse_worker
 from runtime.settings import setting_names
 from tests.fake_worker import FakeWorker
 from tests.serving import SHORT, options_in, until
@@ -150,23 +154,21 @@ def test_the_worker_gets_the_settings_and_nothing_of_the_servers_own():
     call = parse(["--preset", "sprites", "--set", "search.histories=3", "--limit", "seconds=7", "--threads", "2"])  # fmt: skip
     assert call.options.settings.search.histories == 3
     assert call.options.bounds.seconds == 7.0
-    told = dict(zip(call.worker[::2], call.worker[1::2], strict=True))
-    assert told == {"--preset": "sprites", "--set": "search.histories=3", "--threads": "2",
-                    "--grace": "20.0", "--snapshot-chunks": "4", "--log-level": "info"}  # fmt: skip
+    options = parse_worker([*call.worker, "--link-fd", "3"])
+    assert options.settings == call.options.settings
+    assert (options.threads, options.grace_s, options.snapshot_chunks) == (2, 20.0, 4)
+    assert (options.limits.seconds, options.limits.queued, options.limits.videos) == (7.0, 64, 4)
     assert isinstance(WorkerLink(call.worker), WorkerLink)
 
 
-def test_a_taken_port_is_named(tmp_path, capsys):
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        arguments = ["--port", port, "--data", str(tmp_path / "data")]
-        code = "import sys; from runtime.serve.__main__ import main; sys.exit(main())"
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True
-        )
-    assert done.returncode == 2 and f"cannot listen on 127.0.0.1 port {port}" in done.stderr
+def test_a_taken_port_is_named():
+    with listening(ServeOptions(port=0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1 port {port}"),
+            listening(ServeOptions(port=port)),
+        ):
+            pass
 
 
 def test_the_http_process_imports_no_torch():
@@ -203,3 +205,39 @@ def test_only_this_machines_addresses_are_loopback(host, alone):
     assert loopback(host) == alone
     assert bool(ServeOptions(host=host).hosts) == alone
     assert Bounds() == Bounds()
+
+
+def asking(**headers: str) -> HTTPConnection:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return HTTPConnection({"type": "http", "headers": raw})
+
+
+def test_a_cookie_is_good_for_its_time_its_server_and_unchanged(monkeypatch):
+    ring = Keyring("a-key-of-the-tests")
+    cookie = f"{COOKIE}={ring.cookie()}"
+    assert ring.admits(asking(cookie=cookie)) and not ring.admits(asking())
+    until, _, mark = cookie.partition("=")[2].partition(".")
+    for forged in (
+        f"{int(until) + 1}.{mark}",
+        f"{until}.",
+        f"{until}.{mark[:-1]}",
+        f".{mark}",
+        "x",
+    ):
+        assert not ring.admits(asking(cookie=f"{COOKIE}={forged}"))
+    assert not Keyring("a-key-of-the-tests").admits(asking(cookie=cookie)), "another process"
+    monkeypatch.setattr("time.time", lambda: float(until))
+    assert not ring.admits(asking(cookie=cookie))
+    assert Keyring(None).admits(asking())
+
+
+def test_unfinished_jobs_of_another_model_are_failed_and_not_begun(tmp_path):
+    app = build_app(FakeWorker(held=True), options_in(tmp_path))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        name = client.post("/v1/videos", json=SHORT).json()["id"]
+    worker = FakeWorker()
+    app = build_app(worker, replace(options_in(tmp_path), model="another"))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        job = client.get(f"/v1/videos/{name}").json()
+    assert "ordered from sprites, and this server has another" in job["error"]["message"]
+    assert not worker.commands
