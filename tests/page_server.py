@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,14 @@ async def _growing(job: FakeJob) -> Any:
             sent += 1
         else:
             await asyncio.sleep(0.05)
+
+
+def until(found: Callable[[], object]) -> None:
+    """Return once ``found`` does."""
+    end = time.monotonic() + 30
+    while not found():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +11,7 @@ pytest.importorskip("fastapi", reason="the server's packages are not installed")
 pytest.importorskip("websockets", reason="the server's packages are not installed")
 
 from tests.chromium import Browser, Page, browser, executable
-from tests.page_server import FakeJob, StandIn, serving
+from tests.page_server import FakeJob, StandIn, serving, until
 from tests.page_story import began, pieces, settled, turn
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="there is no Chromium on this machine")
@@ -68,14 +67,6 @@ def three_chunks(server: StandIn) -> FakeJob:
 def watch(page: Page, server: StandIn, nodes: int) -> None:
     page.open(server.url("videos/a"))
     page.wait(f"document.querySelectorAll('.node').length == {nodes}")
-
-
-def until(found: Callable[[], object]) -> None:
-    """Return once ``found`` does."""
-    end = time.monotonic() + 30
-    while not found():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def count(page: Page, selector: str) -> int:
