@@ -27,6 +27,7 @@ from runtime.settings import Settings
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
+    from runtime.paced import PacedEngine
     from runtime.trace import TraceWriter
     from runtime.types import Chunk, ChunkEvent, ChunkRecord
     from runtime.video import VideoWriter
@@ -50,6 +51,7 @@ class Story:
     best: tuple[Chunk, ...] = ()  # its chunks that are not settled
     routes: Counter[str] = field(default_factory=Counter)  # of the video's chunks but the first
     seeds: list[int] = field(default_factory=list)  # of the video's first chunks
+    budget: str = ""  # what was chosen to keep a pace, and the pace that was kept
     began: float = field(default_factory=time.perf_counter)
 
     def watch(self, record: ChunkRecord) -> None:
@@ -142,7 +144,12 @@ def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
 
         count = min(most_prompts(settings), len(jobs))
         settings = settings.with_changes({"run.prompts": count})
-    engine = build(settings)
+    built = build(settings)
+    engine: Engine | PacedEngine = built
+    if options.budget_fps is not None:
+        from runtime.paced import PacedEngine
+
+        engine = PacedEngine(built, options.budget_fps)
     if strangers := strange_rewards(settings):
         complain("warning", f"{strangers} know the embedded world alone, not what {settings.run.generator} shows; "
                  "set reward.image and reward.video, or take a --preset")  # fmt: skip
@@ -160,7 +167,11 @@ def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
 
 
 def produce(
-    engine: Engine, jobs: Sequence[Job], settings: Settings, options: Namespace, label: str
+    engine: Engine | PacedEngine,
+    jobs: Sequence[Job],
+    settings: Settings,
+    options: Namespace,
+    label: str,
 ) -> None:
     """Prompts that share a batch, one video each. Whatever ends them early, the chunks before are in the files."""
     with contextlib.ExitStack() as stack:
@@ -178,13 +189,30 @@ def produce(
         except (RuntimeError, OSError, MemoryError) as error:
             raise RuntimeError(f"{error or type(error).__name__}; {kept(sinks)}") from error
         seconds = time.perf_counter() - sinks[0].story.began
+        if options.budget_fps is not None:
+            note_budgets(engine, sinks)
     if not options.quiet:
         for job, one in zip(jobs, sinks, strict=True):
             report(job, settings, one, seconds)
 
 
+def note_budgets(engine: Engine | PacedEngine, sinks: Sequence[Sinks]) -> None:
+    """Tell each video's story and trace what its budget chose and kept."""
+    from runtime.paced import PacedEngine, described
+
+    assert isinstance(engine, PacedEngine), "a pace is kept by an engine that keeps one"
+    for number, one in enumerate(sinks):
+        one.story.budget = engine.budgets[number].report()
+        if one.trace:
+            one.trace.notes["budget"] = described(engine.budgets[number])
+
+
 def open_sinks(
-    engine: Engine, job: Job, settings: Settings, options: Namespace, stack: contextlib.ExitStack
+    engine: Engine | PacedEngine,
+    job: Job,
+    settings: Settings,
+    options: Namespace,
+    stack: contextlib.ExitStack,
 ) -> Sinks:
     """The files of one video, closed with ``stack``."""
     from runtime.trace import TraceWriter
@@ -238,6 +266,8 @@ def report(job: Job, settings: Settings, sinks: Sinks, seconds: float) -> None:
     more = ", ..." if video.written.chunks > len(story.seeds) else ""
     say(f"seeds   {', '.join(map(str, story.seeds))}{more}")
     say(f"speed   {frames / seconds:.1f} frames/s with decoder and rewards ({seconds:.1f} s)")
+    if story.budget:
+        say(f"budget  {story.budget}")
     path = video.path.resolve()
     size = f"{video.size_bytes / 1024:.0f} KiB, {frames} frames of {video.width}x{video.height}"
     say(f"video   {path} ({size}, {video.seconds:.1f} s at {video.fps} fps)")

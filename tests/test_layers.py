@@ -77,6 +77,7 @@ HALVES = {
 MANY = {
     "runtime.async_engine",
     "runtime.job",
+    "runtime.paced",
     "runtime.pacing",
     "runtime.request",
     "runtime.resuming",

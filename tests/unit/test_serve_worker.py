@@ -14,7 +14,7 @@ from runtime.serve.worker import Worker
 from runtime.serve.worker_options import parse
 from runtime.trace import read_trace
 from tests.fake_async_engine import FakeAsyncEngine
-from tests.worker_at_hand import at_hand
+from tests.worker_at_hand import LONG, at_hand
 
 
 def frames_of(path):
@@ -304,7 +304,15 @@ def test_a_thousand_jobs_at_once_are_taken_in_order_up_to_the_queue_and_refused_
     async def scenario(hand):
         for number in range(1000):
             hand.submit(f"v{number}", seconds=0.1)
-        ends = await asyncio.gather(*(hand.end(f"v{number}") for number in range(1000)))
+
+        async def ended():
+            ends = {}
+            while len(ends) < 1000:
+                await asyncio.sleep(0.02)
+                ends = {e["job"]: e for e in hand.events if e["event"] in ("done", "failed")}
+            return [ends[f"v{number}"] for number in range(1000)]
+
+        ends = await asyncio.wait_for(ended(), LONG)
         refused = [e for e in ends if e["event"] == "failed"]
         assert refused and all("10 requests wait already" in e["reason"] for e in refused)
         assert all(e["retry_after_s"] == 2.0 for e in refused)
