@@ -17,7 +17,8 @@ from runtime.arguments import typed
 from runtime.engine import Engine
 from runtime.ranks.door import ranked_engine
 from runtime.ranks.engine import RankedEngine
-from runtime.settings import Settings, launch
+from runtime.ranks.launch import launch
+from runtime.settings import Settings
 
 WARM_CHUNKS = 2
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.arguments import Job, build_jobs, build_settings, check_files, parse
+from runtime.ranks.launch import Launch, launch
 from runtime.scenes import scenes_of, spelled
-from runtime.settings import Launch, Settings, launch
+from runtime.settings import Settings
 
 if TYPE_CHECKING:
     from runtime.engine import Engine

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from runtime.guarding import Guarded, moved, one_score_each
+from runtime.guarding import Guarded, merged, moved, one_score_each
 from runtime.settings import MemorySettings, RewardSettings
 from runtime.types import (
     Branch,
@@ -189,15 +189,20 @@ class Scorer:
         assert model is not None, (
             f"the policy asks the {kind} reward but the engine was built without one"
         )
-        scores = []
+        guard = model if isinstance(model, Guarded) else None
+        end = guard.end if guard else None
+        scores: list[Tensor] = []
+        incidents: list[Incident] = []
         for rows in row_ranges(len(window), most):
             part = window[rows.start : rows.stop]
             clip = clip_for(model, part, place)
-            score = one_score_each(model.score(clip), len(part), kind)
-            if isinstance(model, Guarded):
-                for incident in model.take():
-                    self._note(replace(moved(incident, rows.start), role=kind), place)
+            score = guard.score(clip, end) if guard else model.score(clip)
+            score = one_score_each(score, len(part), kind)
             scores.append(score + doubt(part.newest).to(score.device) if clip.picked else score)
+            for incident in guard.take() if guard else ():
+                incidents.append(replace(moved(incident, rows.start), role=kind))
+        for incident in merged(incidents):
+            self._note(incident, place)
         return torch.cat([score.to(scores[0].device) for score in scores])
 
     def _note(self, incident: Incident, place: Place) -> None:

@@ -19,8 +19,9 @@ import torch
 from runtime.__main__ import main
 from runtime.engine import Engine
 from runtime.ranks.engine import RankedEngine
+from runtime.ranks.launch import Launch, launch
 from runtime.ranks.world import Processes, RankFailed
-from runtime.settings import Launch, Settings, launch
+from runtime.settings import Settings
 from runtime.types import ChunkEvent
 from tests.tiny import Likes, prettiness, tiny_dit, tiny_engine, tiny_vae
 

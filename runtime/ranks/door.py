@@ -10,8 +10,9 @@ import torch
 from runtime.engine import Engine
 from runtime.ranks.agreement import check_supported
 from runtime.ranks.engine import RankedEngine
+from runtime.ranks.launch import Launch
 from runtime.ranks.world import Processes
-from runtime.settings import Launch, Settings
+from runtime.settings import Settings
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from runtime.packing import Packed
 from runtime.ranks import wire
-from runtime.settings import Launch
+from runtime.ranks.launch import Launch
 
 MAX_TEXT_BYTES = 1 << 18
 TROUBLE_CHARACTERS = 800
