@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from runtime.guarding import merged
 from runtime.ranks.world import World
 from runtime.types import Incident
 
@@ -48,9 +49,10 @@ def all_incidents(
     if not any(counts):
         return ()
     told = world.texts(f"incidents {what}", json.dumps([asdict(one) for one in mine]))
-    return tuple(
+    heard = [
         Incident(**{**one, "rows": tuple(one["rows"])}) for text in told for one in json.loads(text)
-    )
+    ]
+    return tuple(replace(one, rows=tuple(sorted(one.rows))) for one in merged(heard))
 
 
 def of_all(incidents: Sequence[Incident], rows: Sequence[int]) -> tuple[Incident, ...]:
