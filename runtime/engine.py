@@ -13,15 +13,15 @@ from runtime.decode import Decoding
 from runtime.denoise import Denoiser
 from runtime.drawing import Drawing
 from runtime.emit import Emitter
-from runtime.guarding import guarded
-from runtime.judging import Judging
+from runtime.guarding import guards_of
+from runtime.judging import Judging, final_scores
 from runtime.kernels.dispatch import implementation
 from runtime.lanes import Lanes
 from runtime.lines import Drawn, Line, Round, Turn, Video, rows_in
 from runtime.memory import KVPool, Lease
-from runtime.parts import Parts, blocks_of, build_policy_of
+from runtime.parts import Parts, blocks_of
 from runtime.recaching import Recaching
-from runtime.recipe import Recipe, build_recipe, check_own
+from runtime.recipe import Recipe, build_recipe, build_scorer, check_own
 from runtime.remembering import Remembering
 from runtime.scenes import Prompts, Scene, scenes_of
 from runtime.score import Place, Scorer
@@ -53,11 +53,7 @@ class Engine:
         blocks = self.batch_prompts * blocks_of(settings)
         self.pool = KVPool(blocks, shape, dtype, device, run.ops)
         rewards = {"image": parts.image, "video": parts.video, "final": parts.final}
-        self.guards = {
-            role: guarded(model, role, settings.reward.deadline_s)
-            for role, model in rewards.items()
-            if model is not None
-        }
+        self.guards = guards_of(rewards, settings.reward.deadline_s)
         self.recipe = self.recipe_of(settings)
         self.denoiser = Denoiser(generator.dit, self.pool, generator.schedule, parts.noise, run)
         # Nobody but a reward looks at cold frames.
@@ -174,11 +170,8 @@ class Engine:
     def recipe_of(self, settings: Settings) -> Recipe:
         """What ``settings`` make of this engine. ValueError for those that a video cannot have of its own."""
         parts, generator = self.parts, self.parts.generator
-        check_own(settings, self.settings, parts.video is not None)
-        models = self.guards.get("image"), self.guards.get("video")
-        rooms = settings.reward, settings.memory
-        rows = build_policy_of(settings).litter if settings.run.litters else self.batch_rows
-        scorer = Scorer(*models, *rooms, settings.released, rows)
+        check_own(settings, self.settings, parts.judged)
+        scorer = build_scorer(settings, self.guards, self.batch_rows)
         return build_recipe(settings, generator, self.pool, scorer)
 
     def begin(
@@ -274,11 +267,7 @@ class Engine:
 
     def final_scores(self, line: Line, place: Place) -> list[float]:
         """What the video reward thinks of each survivor's whole video, which ends at ``place``."""
-        video, recipe = line.video, line.video.recipe
-        chunks = recipe.chunks - video.scene.chunk  # what the prompt at hand is about
-        wholes = [video.emitter.whole(survivor, chunks) for survivor in line.survivors]
-        alone = recipe.settings.run.litters
-        return recipe.scorer.rate_whole(wholes, place, self.guards.get("final"), alone)
+        return final_scores(line, place, self.guards.get("final"))
 
 
 def _roomy(line: Line) -> tuple[Trajectory, ...]:

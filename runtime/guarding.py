@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 
@@ -130,6 +130,17 @@ def guarded(model: RewardModel, role: str, deadline_s: float = 0.0) -> Guarded:
     """``model`` as one that always answers; a model that picks frames still does."""
     kind = GuardedPicking if isinstance(model, Picking) else Guarded
     return kind(model, role, deadline_s)
+
+
+def guards_of(
+    models: Mapping[str, RewardModel | None], deadline_s: float = 0.0
+) -> dict[str, Guarded]:
+    """The models that are there, by their roles, as those that always answer."""
+    return {
+        role: guarded(model, role, deadline_s)
+        for role, model in models.items()
+        if model is not None
+    }
 
 
 class Errand:

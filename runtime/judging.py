@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from runtime.decode import Decoding, Newest
 from runtime.lanes import Lanes
@@ -17,7 +19,8 @@ from runtime.lines import Ahead, Drawn, Line
 from runtime.score import Place, Scorer
 from runtime.speculation import Speculation
 from runtime.telemetry import StageClock
-from runtime.types import Route, Scores
+from runtime.types import RewardModel, Route, Scores
+from runtime.window import Window
 
 T = TypeVar("T")
 UNJUDGED = Scores(math.nan, math.nan, math.nan), Route.DISCARD
@@ -45,43 +48,30 @@ class Judging:
         """
         if not any(line.video.recipe.policy.judges for line in lines):
             return [[UNJUDGED] * (span.stop - span.start) for span in drawn.spans], None
-        shorts, longs = self.answers(lines, drawn, newest, places)
+        questions = self.questions(lines, drawn, newest, places)
+        shorts, longs = answers(questions, self.lanes, self.clock)
         ahead = self._begun(lines, drawn, longs, places)
         self.lanes.join()
         with self.clock.stage("select"):
             scorers = [line.video.recipe.scorer for line in lines]
-            answers = zip(scorers, drawn.spans, shorts, longs, places, strict=True)
-            return [_decided(drawn, *answer) for answer in answers], ahead
+            said = zip(scorers, drawn.spans, shorts, longs, places, strict=True)
+            return [_decided(drawn, *one) for one in said], ahead
 
-    def answers(
+    def questions(
         self, lines: Sequence[Line], drawn: Drawn, newest: Newest, places: Sequence[Place]
-    ) -> tuple[list[Answer], list[Answer]]:
-        """What the image and the video reward say of each line's rows, on lanes that nobody has joined yet."""
-        judged = [line.video.recipe.policy.judges for line in lines]
-        stage, beside = self.clock.stage, self.lanes.beside
-        with stage("decode"):
+    ) -> list[Question | None]:
+        """What each line's rewards are asked; None where the policy asks nothing."""
+        with self.clock.stage("decode"):
             most = [line.video.recipe.window_chunks for line in lines]
             windows = self.decoding.windows(
                 drawn.branches, drawn.spans, drawn.latents, newest, most, drawn.litters
             )
-        scorers = [line.video.recipe.scorer for line in lines]
-        with beside("video reward"), stage("video reward"):
-            longs = [
-                attempted(scorer.rate_videos, [window], [place]) if wanted else None
-                for scorer, window, place, wanted in zip(
-                    scorers, windows, places, judged, strict=True
-                )
-            ]
-        with beside("image reward"), stage("image reward"):
-            shorts = [
-                attempted(scorer.rate_images, newest.frames[span], [slice(None)], [place])
-                if wanted
-                else None
-                for scorer, span, place, wanted in zip(
-                    scorers, drawn.spans, places, judged, strict=True
-                )
-            ]
-        return shorts, longs
+        return [
+            Question(line.video.recipe.scorer, place, newest.frames[span], window)
+            if line.video.recipe.policy.judges
+            else None
+            for line, place, span, window in zip(lines, places, drawn.spans, windows, strict=True)
+        ]
 
     def _begun(
         self,
@@ -104,6 +94,41 @@ class Judging:
 
 
 Answer = torch.Tensor | RuntimeError | None  # scores [B] of a line's rows; None: nobody asked
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Candidates of one video as its two rewards see them."""
+
+    scorer: Scorer
+    place: Place
+    frames: Tensor  # [B, T, 3, H, W], the newest chunk, for the image reward
+    window: Window  # for the video reward
+
+
+def answers(
+    questions: Sequence[Question | None], lanes: Lanes, clock: StageClock
+) -> tuple[list[Answer], list[Answer]]:
+    """What the image and the video reward say of each question's rows, on lanes that nobody has joined yet."""
+    with lanes.beside("video reward"), clock.stage("video reward"):
+        longs = [
+            attempted(q.scorer.rate_videos, [q.window], [q.place]) if q else None for q in questions
+        ]
+    with lanes.beside("image reward"), clock.stage("image reward"):
+        every = [slice(None)]
+        shorts = [
+            attempted(q.scorer.rate_images, q.frames, every, [q.place]) if q else None
+            for q in questions
+        ]
+    return shorts, longs
+
+
+def final_scores(line: Line, place: Place, model: RewardModel | None) -> list[float]:
+    """What ``model`` (None: the video reward) thinks of each survivor's whole video, which ends at ``place``."""
+    video, recipe = line.video, line.video.recipe
+    chunks = recipe.chunks - video.scene.chunk  # what the prompt at hand is about
+    wholes = [video.emitter.whole(survivor, chunks) for survivor in line.survivors]
+    return recipe.scorer.rate_whole(wholes, place, model, recipe.settings.run.litters)
 
 
 def attempted(work: Callable[..., T], *given: object) -> T | RuntimeError:

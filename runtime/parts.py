@@ -19,6 +19,29 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 
 @dataclass(frozen=True)
+class Rewards:
+    """What judges, without anything that draws."""
+
+    image: RewardModel
+    video: RewardModel
+    final: RewardModel | None = None  # rates whole videos at the end; None: the video reward
+    backings: Mapping[str, Mapping[str, Backing]] = field(default_factory=dict)
+
+    @property
+    def running(self) -> dict[str, str]:
+        """Role of a reward -> what its models run on now; an engine may have given way."""
+        return running(self.backings)
+
+    @staticmethod
+    def load(settings: Settings) -> Rewards:
+        run, reward = settings.run, settings.reward
+        place = Place(find_device(run.device), DTYPES[run.dtype], run.verify)
+        image, its = load_backed(reward.image, reward, place)
+        video, theirs = load_backed(reward.video, reward, place)
+        return Rewards(image, video, backings={"image reward": its, "video reward": theirs})
+
+
+@dataclass(frozen=True)
 class Parts:
     """What an engine is made of. Tests and replays hand in their own; everybody else names parts in ``Settings``."""
 
@@ -30,17 +53,21 @@ class Parts:
     scoring: Decoder | None = None  # of the frames that rewards see; None: the generator's
     # What the rewards run on, by role and by the names of their models.
     backings: Mapping[str, Mapping[str, Backing]] = field(default_factory=dict)
+    elsewhere: bool = False  # the rewards are on ranks of their own
 
     @property
     def running(self) -> dict[str, str]:
-        """Role of a reward -> what its models run on now; an engine may have given way."""
-        return {
-            role: ", ".join(dict.fromkeys(one.name for one in models.values()))
-            for role, models in self.backings.items()
-        }
+        """As ``Rewards.running``."""
+        return running(self.backings)
+
+    @property
+    def judged(self) -> bool:
+        """Somebody answers for rewards, here or elsewhere."""
+        return self.elsewhere or self.video is not None
 
     @staticmethod
-    def load(settings: Settings) -> Parts:
+    def load(settings: Settings, rewards: bool = True) -> Parts:
+        """What ``settings`` name; without ``rewards`` those that the policy asks are on ranks of their own."""
         run, reward, policy = settings.run, settings.reward, build_policy_of(settings)
         device, dtype = find_device(run.device), DTYPES[run.dtype]
         generator = load_generator(
@@ -58,13 +85,21 @@ class Parts:
         if reward.decoder == "tiny" and policy.judges:
             scoring = load_scoring_decoder(run.generator, device, dtype, run.weights)
         noise = PhiloxNoise(device, dtype, run.ops)
-        if not (policy.judges or policy.rates):
-            return Parts(generator, None, None, noise, scoring=scoring)
-        place = Place(device, dtype, run.verify)
-        image, its = load_backed(reward.image, reward, place)
-        video, theirs = load_backed(reward.video, reward, place)
-        backings = {"image reward": its, "video reward": theirs}
-        return Parts(generator, image, video, noise, scoring=scoring, backings=backings)
+        asked = policy.judges or policy.rates
+        if not (asked and rewards):
+            return Parts(generator, None, None, noise, scoring=scoring, elsewhere=asked)
+        its = Rewards.load(settings)
+        return Parts(
+            generator, its.image, its.video, noise, scoring=scoring, backings=its.backings
+        )
+
+
+def running(backings: Mapping[str, Mapping[str, Backing]]) -> dict[str, str]:
+    """Role of a reward -> what its models run on now; an engine may have given way."""
+    return {
+        role: ", ".join(dict.fromkeys(one.name for one in models.values()))
+        for role, models in backings.items()
+    }
 
 
 def build_policy_of(settings: Settings) -> SearchPolicy:

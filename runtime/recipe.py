@@ -6,9 +6,11 @@ Videos of one engine share weights, memory and batches, and differ in all that i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from runtime.generators import Generator
+from runtime.guarding import Guarded
 from runtime.memory import KVPool, MemoryKeeper
 from runtime.parts import blocks_of, build_policy_of
 from runtime.plan import chunks_for
@@ -74,6 +76,13 @@ def build_recipe(settings: Settings, generator: Generator, pool: KVPool, scorer:
         chunks_for(settings.seconds, generator.fps, generator.time_stride),
         blocks,
     )
+
+
+def build_scorer(settings: Settings, guards: Mapping[str, Guarded], batch_rows: int) -> Scorer:
+    """The scorer of ``settings`` over models by their roles; ``batch_rows`` at a time where siblings need not be alone."""
+    rows = build_policy_of(settings).litter if settings.run.litters else batch_rows
+    models = guards.get("image"), guards.get("video")
+    return Scorer(*models, settings.reward, settings.memory, settings.released, rows)
 
 
 def check_own(settings: Settings, engine: Settings, judges: bool) -> None:
