@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from runtime.arguments import typed
 from runtime.engine import Engine
-from runtime.ranks.door import ranked_engine
+from runtime.ranks.door import Builders, ranked_engine
 from runtime.ranks.engine import RankedEngine
 from runtime.ranks.launch import launch
 from runtime.settings import Settings
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt", default="a red circle moves left")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--rank-timeout", type=float, default=600.0)
+    parser.add_argument("--reward-ranks", type=int, default=0, metavar="N")
     options = parser.parse_args(argv)
     pairs = [pair.partition("=") for pair in options.set]
     settings = Settings().with_changes({name: typed(name, text) for name, _, text in pairs})
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if here is None:
             print(json.dumps(whole(settings, [measured(Engine(settings), options.prompt)])))
             return
-        ranked = ranked_engine(settings, here, options.rank_timeout, Engine)
+        how = options.rank_timeout, Builders(), options.reward_ranks
+        ranked = ranked_engine(settings, here, *how)
         engine = stack.enter_context(ranked)
         told = engine.world.texts("times", json.dumps(measured(engine, options.prompt)))
         if here.rank == 0:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.arguments import Job, build_jobs, build_settings, check_files, parse
-from runtime.ranks.launch import Launch, launch
+from runtime.ranks.launch import Launch, check_alone, launch
 from runtime.scenes import scenes_of, spelled
 from runtime.settings import Settings
 
@@ -144,10 +144,7 @@ def run(options: Namespace, build: Builder) -> None:
     ranks = launch()
     if ranks is not None:
         return run_ranked(settings, jobs, options, ranks, build)
-    if settings.run.ranks != 1:
-        raise ValueError(
-            f"run.ranks: want {settings.run.ranks} processes, got one; start them by torchrun"
-        )
+    check_alone(settings, options.reward_ranks)
     check_files(jobs)
     if settings.run.prompts == 0:
         from runtime.sizing import most_prompts
@@ -167,13 +164,14 @@ def run_ranked(
     settings: Settings, jobs: Sequence[Job], options: Namespace, ranks: Launch, build: Builder
 ) -> None:
     """``run`` as one of several processes: the first writes and reports, the others work."""
-    from runtime.ranks.door import ranked_engine
+    from runtime.ranks.door import Builders, ranked_engine
 
     if options.budget_fps is not None:
         raise ValueError("--budget-fps: goes with a single process, whose costs it learns")
     if ranks.rank == 0:
         check_files(jobs)
-    with ranked_engine(settings, ranks, options.rank_timeout, build) as engine:
+    how = options.rank_timeout, Builders(build), options.reward_ranks
+    with ranked_engine(settings, ranks, *how) as engine:
         if engine.idle:
             complain("note", engine.why_idle)
         if ranks.rank == 0:

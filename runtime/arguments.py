@@ -106,6 +106,8 @@ def build_parser() -> Parser:
     add("--scale", type=int, default=0, metavar="N", help=text)
     text = "under torchrun: give the others up after so long without a word (default: %(default)g)"
     add("--rank-timeout", type=float, default=600.0, metavar="SECONDS", help=text)
+    text = "under torchrun: the last N processes hold the rewards and nothing else (default: 0)"
+    add("--reward-ranks", type=int, default=0, metavar="N", help=text)
     text = "keep this pace: K, M and reward stride of each chunk are what its time allows, up to those asked for"
     add("--budget-fps", type=float, metavar="N", help=text)
     add("--quiet", action="store_true", help="no progress and no report")
@@ -122,6 +124,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise ValueError(f"--scale: want 1 to {MAX_SCALE}, got {options.scale}")
     if not options.rank_timeout > 0:
         raise ValueError(f"--rank-timeout: want more than 0, got {options.rank_timeout}")
+    if options.reward_ranks < 0:
+        raise ValueError(f"--reward-ranks: want 0 or more, got {options.reward_ranks}")
     if options.budget_fps is not None and not 0 < options.budget_fps < float("inf"):
         raise ValueError(f"--budget-fps: want a pace above 0, got {options.budget_fps}")
     if not extra:

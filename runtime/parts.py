@@ -89,9 +89,7 @@ class Parts:
         if not (asked and rewards):
             return Parts(generator, None, None, noise, scoring=scoring, elsewhere=asked)
         its = Rewards.load(settings)
-        return Parts(
-            generator, its.image, its.video, noise, scoring=scoring, backings=its.backings
-        )
+        return Parts(generator, its.image, its.video, noise, scoring=scoring, backings=its.backings)
 
 
 def running(backings: Mapping[str, Mapping[str, Backing]]) -> dict[str, str]:

@@ -11,11 +11,13 @@ import torch
 
 from runtime.engine import Engine
 from runtime.packing import Packed
+from runtime.parts import Rewards
 from runtime.ranks import wire
 from runtime.ranks.engine import RankedEngine
+from runtime.ranks.reward_engine import Film, RewardEngine
 from runtime.ranks.world import check_trouble
 from runtime.types import ChunkEvent
-from tests.tiny import tiny_engine
+from tests.tiny import REWARDS, STRIDE, settings_of, tiny_engine
 
 SECONDS = 60
 ROUTES = {"memory.quality_threshold": -0.3, "memory.transition_threshold": 0.0}
@@ -91,7 +93,10 @@ def _opened(sealed: tuple) -> Packed:
 
 
 def on_ranks(
-    size: int, build: Callable[[int], Engine], use: Callable[[RankedEngine], Made]
+    size: int,
+    build: Callable[[int], Engine | RewardEngine],
+    use: Callable[[RankedEngine], Made],
+    reward_ranks: int = 0,
 ) -> tuple[list[Made | BaseException], Hub]:
     """``use`` of a ranked engine on every rank, and where they met. An error is what its rank made."""
     hub, made = Hub(size), [None] * size
@@ -99,7 +104,7 @@ def on_ranks(
 
     def run(rank: int) -> None:
         try:
-            made[rank] = use(RankedEngine(engines[rank], Threads(hub, rank)))
+            made[rank] = use(RankedEngine(engines[rank], Threads(hub, rank), reward_ranks))
         except BaseException as error:
             made[rank] = error
 
@@ -135,3 +140,18 @@ def engine_of(
 ) -> Engine:
     """A tiny engine whose videos do not depend on the number of ranks."""
     return tiny_engine(chunks, {**ALIKE, **(changes or {})}, **parts)
+
+
+def maker_of(changes: Mapping[str, Any], chunks: int = CHUNKS, **parts: Any) -> Engine:
+    """``engine_of`` for a rank whose rewards are elsewhere."""
+    none = dict.fromkeys(("image", "video", "final"))
+    return engine_of(changes, chunks, **{**parts, **none, "elsewhere": True})
+
+
+def rater_of(changes: Mapping[str, Any], chunks: int = CHUNKS, **parts: Any) -> RewardEngine:
+    """``engine_of`` for a rank that has nothing but the rewards among ``parts``."""
+    models = {role: model for role, model in parts.items() if role in ("image", "video", "final")}
+    decoder = parts.get("decoder")
+    stride = decoder.vae.config.time_stride if decoder else STRIDE
+    settings = settings_of(chunks, {**ALIKE, **changes})
+    return RewardEngine(settings, Rewards(**{**REWARDS, **models}), Film(stride, stride))

@@ -141,6 +141,9 @@ def _against_waves(frames: Tensor, rate: float, phase: float) -> Tensor:
     return (x * torch.cos(rate * torch.arange(x.shape[1], dtype=torch.float64) + phase)).mean(1)
 
 
+REWARDS = {"image": Likes(prettiness), "video": Likes(motion, 10)}
+
+
 class SeedNoise(TableNoise):
     """Draws that depend on seed and draw alone, as recorded tables do."""
 
@@ -179,10 +182,10 @@ def tiny_engine(
         fps=stride,  # so that a chunk lasts three seconds
         time_stride=stride,
     )
-    defaults = {
-        "image": Likes(prettiness),
-        "video": Likes(motion, 10),
-        "noise": PhiloxNoise(torch.device("cpu"), dtype, "torch"),
-    }
-    settings = Settings().with_changes({"seconds": 3.0 * chunks, **(changes or {})})
-    return Engine(settings, Parts(generator, **{**defaults, **parts}))
+    defaults = {**REWARDS, "noise": PhiloxNoise(torch.device("cpu"), dtype, "torch")}
+    return Engine(settings_of(chunks, changes or {}), Parts(generator, **{**defaults, **parts}))
+
+
+def settings_of(chunks: int, changes: Mapping[str, Any]) -> Settings:
+    """Of ``tiny_engine``: a chunk lasts three seconds."""
+    return Settings().with_changes({"seconds": 3.0 * chunks, **changes})

@@ -17,10 +17,9 @@ TIMEOUT_S = 120.0
 def main(arguments: list[str]) -> None:
     import torch
 
-    from runtime.engine import Engine
     from runtime.presets import preset
-    from runtime.ranks.door import ranked_engine
-    from runtime.settings import launch
+    from runtime.ranks.door import Builders, ranked_engine
+    from runtime.ranks.launch import launch
 
     torch.set_num_threads(1)
     name, rounds, size = arguments
@@ -31,7 +30,7 @@ def main(arguments: list[str]) -> None:
     settings = preset(name).with_changes({"search.histories": k, "search.expansions": m})
     # A trace and a progress bar watch the first rank alone; the frames that they see travel there, and that is timed.
     first = ranks.rank == 0
-    with ranked_engine(settings, ranks, TIMEOUT_S, Engine) as engine:
+    with ranked_engine(settings, ranks, TIMEOUT_S, Builders()) as engine:
         turns = [turn for _ in range(int(rounds)) for turn in video(engine, settings, first)]
     if first:
         cpu, wall = median(t.cpu_ms for t in turns), median(t.wall_ms for t in turns)

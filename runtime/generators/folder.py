@@ -117,6 +117,13 @@ def read_blueprint(folder: Path, ops: str = "torch") -> Blueprint:
     return _built(folder, "model", lambda facts: Blueprint(dit, vae, text, Recipe(**facts)))
 
 
+def read_pace(folder: Path) -> tuple[int, int]:
+    """Frames per second, and pixel frames per latent frame, of the generator in ``folder``. Errors as ``read_blueprint``."""
+    recipe = _built(folder, "model", lambda facts: Recipe(**facts))
+    sizes = _built(folder, "vae", lambda sizes: VAEConfig(**sizes))
+    return recipe.fps, sizes.time_stride
+
+
 def load_folder(folder: Path, place: Placement) -> Generator:
     """The generator in ``folder``, each tensor straight to where it stays. ValueError for a missing, damaged or foreign file.
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import runtime
 from runtime.engine import Engine
-from runtime.parts import Parts
+from runtime.parts import build_policy_of
+from runtime.ranks.crew import Crew
+from runtime.ranks.reward_engine import RewardEngine
 from runtime.ranks.world import World
 from runtime.settings import Settings
 
@@ -20,8 +22,14 @@ OWN = ("run.device",)  # of each rank
 PIECE_BYTES = 1 << 24
 
 
-def check_supported(settings: Settings) -> None:
+def check_supported(settings: Settings, crew: Crew) -> None:
     """ValueError for what a video over several ranks cannot have."""
+    policy = build_policy_of(settings)
+    if crew.raters and not (policy.judges or policy.rates):
+        raise ValueError(
+            f"--reward-ranks: want 0 for search.policy={settings.search.policy!r}, which asks no reward, "
+            f"got {crew.raters}"
+        )
     search, run = settings.search, settings.run
     asked = {
         "search.policy": (search.policy, search.policy != "halving", "any other policy"),
@@ -37,19 +45,23 @@ def check_supported(settings: Settings) -> None:
             )
 
 
-def check_alike(engine: Engine, world: World) -> None:
-    """ValueError on all ranks when one differs from rank 0, by the name of what differs."""
-    told = [json.loads(text) for text in world.texts("the settings", json.dumps(facts_of(engine)))]
+def check_alike(engine: Engine | RewardEngine, crew: Crew, world: World) -> None:
+    """ValueError on all ranks when one differs from the first of its kind, or its kind from rank 0 in what both have."""
+    facts = json.dumps(facts_of(engine, crew))
+    told = [json.loads(text) for text in world.texts("the settings", facts)]
+    firsts = [0, crew.makers] if crew.raters else [0]
     for rank, its in enumerate(told):
-        for name, want in told[0].items():
-            if its.get(name) != want:
-                raise ValueError(
-                    f"{name}: want {want!r} on all ranks, as on rank 0, got {its.get(name)!r} on rank {rank}"
-                )
+        for first in firsts:
+            alike = crew.rates_only(first) == crew.rates_only(rank)
+            for name, want in told[first].items():
+                if (alike or name in its) and its.get(name) != want:
+                    raise ValueError(
+                        f"{name}: want {want!r} on all ranks, as on rank {first}, got {its.get(name)!r} on rank {rank}"
+                    )
 
 
-def facts_of(engine: Engine) -> dict[str, Any]:
-    """All that must be alike, by name."""
+def facts_of(engine: Engine | RewardEngine, crew: Crew) -> dict[str, Any]:
+    """All that must be alike, by name. What only one kind of rank has, the other does not tell."""
     rooms = json.loads(engine.settings.to_json())
     facts = {
         f"{room}.{name}" if isinstance(values, dict) else room: value
@@ -57,21 +69,24 @@ def facts_of(engine: Engine) -> dict[str, Any]:
         for name, value in (values.items() if isinstance(values, dict) else [("", values)])
     }
     facts |= {f"implementation of {op}": name for op, name in engine.implementations.items()}
-    facts |= {f"weights of the {part}": digest for part, digest in weights_of(engine.parts)}
+    facts |= {f"weights of the {part}": digest for part, digest in weights_of(engine)}
     facts |= {"version": runtime.__version__, "torch": torch.__version__}
+    facts |= {"--reward-ranks": crew.raters, "fps": engine.fps, "chunks": engine.chunks}
     return {name: value for name, value in facts.items() if name not in OWN}
 
 
-def weights_of(parts: Parts) -> Iterator[tuple[str, str]]:
-    """Each network and a digest of its weights."""
-    generator = parts.generator
-    holders = {
-        "generator": generator.dit,
-        "text encoder": generator.text,
-        "decoder": generator.decoder,
-        "image reward": parts.image,
-        "video reward": parts.video,
-    }
+def weights_of(engine: Engine | RewardEngine) -> Iterator[tuple[str, str]]:
+    """Each network that is here and a digest of its weights."""
+    holders: dict[str, object] = {}
+    if isinstance(engine, Engine):
+        generator = engine.parts.generator
+        holders = {
+            "generator": generator.dit,
+            "text encoder": generator.text,
+            "decoder": generator.decoder,
+        }
+    # A guard's limits may fall while it runs: what it guards is compared.
+    holders |= {f"{role} reward": guard.model for role, guard in engine.guards.items()}
     for name, holder in holders.items():
         digest = hashlib.sha256()
         for path, weight in _weights(holder):

@@ -6,6 +6,8 @@ the clean pass. Of histories that others own a rank knows what decisions are mad
 
     one rank    make room -> draw -> decode -> judge ->                    -> clean pass -> grow ->
     all ranks                                           scores -> select                           settle -> rebalance
+
+Where rewards have ranks of their own, frames go there after decoding, and those ranks judge.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ import torch
 from runtime.emit import shared
 from runtime.engine import Engine
 from runtime.ranks.agreement import check_alike, check_supported
-from runtime.ranks.deal import Board, dealt, decided
+from runtime.ranks.crew import Crew
+from runtime.ranks.deal import Board, Deal, dealt, decided
 from runtime.ranks.hands import Hands, Work
+from runtime.ranks.maker import Maker
 from runtime.ranks.moving import bring_frames, carried, packed_chunks, unpacked_chunks
 from runtime.ranks.opinion import Opinion, all_incidents, assembled, width
 from runtime.ranks.owners import moves_between, rebalanced
+from runtime.ranks.rater import Rater
+from runtime.ranks.reward_engine import RewardEngine
 from runtime.ranks.state import State, tell
 from runtime.ranks.world import RankFailed, World
 from runtime.scenes import Prompts, Scene, scenes_of
@@ -37,30 +43,37 @@ Made = TypeVar("Made")
 class RankedEngine:
     """``Engine.stream`` over the ranks of a world: called on all of them alike, it yields the same events on all."""
 
-    def __init__(self, engine: Engine, world: World) -> None:
-        """``engine`` is this rank's own. ValueError for settings that ranks do not support or do not share."""
-        check_supported(engine.settings)
+    def __init__(self, engine: Engine | RewardEngine, world: World, reward_ranks: int = 0) -> None:
+        """``engine`` is this rank's own: that of a rank that only judges, one of the last ``reward_ranks``, has no generator.
+
+        ValueError for settings that ranks do not support or do not share.
+        """
+        self.crew = Crew(world.size, reward_ranks)
+        check_supported(engine.settings, self.crew)
         self.engine, self.world = engine, world
-        self.hands = Hands(engine)
-        check_alike(engine, world)
+        rater = isinstance(engine, RewardEngine)
+        assert rater == self.crew.rates_only(world.rank), "a rank has the engine of another kind"
+        self.hands: Hands = (
+            Rater(engine, world) if isinstance(engine, RewardEngine) else Maker(engine, world)
+        )
+        check_alike(engine, self.crew, world)
 
         self.settings, self.fps, self.chunks = engine.settings, engine.fps, engine.chunks
         self.batch_prompts = 1
 
     @property
     def idle(self) -> bool:
-        """This rank has nothing to do: there are more ranks than histories."""
-        return self.world.rank >= self.engine.policy.histories
+        """This rank has nothing to do: there are more of its kind than histories."""
+        return bool(self.why_idle)
 
     @property
     def why_idle(self) -> str:
-        """A sentence for whoever wonders."""
-        rank, size, histories = self.world.rank, self.world.size, self.engine.policy.histories
-        return f"rank {rank} has no history to work on and waits: there are {size} ranks for histories = {histories}"
+        """A sentence for whoever wonders; "" for a rank that works."""
+        return self.crew.why_idle(self.world.rank, self.engine.policy.histories)
 
     @property
     def implementations(self) -> dict[str, str]:
-        """Which implementation of each op runs; the same on all ranks."""
+        """Which implementation of each op runs here; the same on all ranks of a kind."""
         return self.engine.implementations
 
     def unknown_words(self, prompt: str) -> list[str]:
@@ -111,15 +124,9 @@ class RankedEngine:
     def _turn(self, state: State, watching: Sequence[int]) -> tuple[State, list[ChunkEvent]]:
         """The next chunk, and what can be shown now."""
         engine, world, video = self.engine, self.world, state.line.video
-        at, place = f"of chunk {state.line.index}", engine.place(state.line)
-        deal = dealt(video.recipe.policy, state.board, place.chunk, world.size)
-
-        def draw() -> tuple[State, Work | None]:
-            (line,) = engine.ready([state.line])
-            roomy = replace(state, line=line)
-            return roomy, self.hands.work(roomy, deal)
-
-        (state, work), opinion = self._heard(f"scores {at}", draw, _opinion_of, deal.owners)
+        at = f"of chunk {state.line.index}"
+        deal = dealt(video.recipe.policy, state.board, state.line.index, self.crew)
+        (state, work), opinion = self._judged(state, deal, at)
         with engine.clock.stage("select"):
             place = engine.place(state.line)  # in the scene of the chunk
             outcome = decided(video.recipe, deal, opinion, place)
@@ -130,11 +137,29 @@ class RankedEngine:
         spent = engine.clock.take()
         incidents = video.recipe.scorer.incidents(video.number)
         for watcher in watching:
-            frames = bring_frames(world, deal, work.newest.frames if work else None, watcher)
+            frames = bring_frames(world, deal, work.frames if work else None, watcher)
             if frames is not None:
                 tell(state, outcome, frames, spent, incidents)
         after = self._balanced(state.next(count))
         return after, [replace(event, timings=spent) for event in settled]
+
+    def _judged(
+        self, state: State, deal: Deal, at: str
+    ) -> tuple[tuple[State, Work | None], Opinion]:
+        """This rank's rows of a chunk, and what rewards say of all rows."""
+        hands = self.hands
+        if not deal.travels:
+
+            def both() -> tuple[tuple[State, Work | None], Opinion]:
+                drawn = hands.draw(state, deal)
+                return drawn, hands.judge(drawn[1])
+
+            return self._heard(f"scores {at}", both, deal.raters)
+        # Nobody shall wait for the frames of a rank that gave up.
+        (ready, drawn), _ = self._made(f"candidates {at}", lambda: hands.draw(state, deal))
+        with self.engine.clock.stage("clips"):
+            work = hands.deliver(ready, deal, drawn)
+        return self._heard(f"scores {at}", lambda: ((ready, work), hands.judge(work)), deal.raters)
 
     def _shown(self, state: State, place: int, count: int) -> list[ChunkEvent]:
         """The first ``count`` chunks of the history at ``place``, brought to all ranks: rank 0 writes them, and the
@@ -153,7 +178,7 @@ class RankedEngine:
     def _balanced(self, state: State) -> State:
         """Histories move where ranks have more than their share of them."""
         before = state.board.owners
-        after = rebalanced(before, self.world.size)
+        after = rebalanced(before, self.crew.makers)
         if state.line.done or before == after:
             return state
         with self.engine.clock.stage("move"):
@@ -167,29 +192,28 @@ class RankedEngine:
         ghosts, best, recipe = state.board.ghosts, 0, state.line.video.recipe
         if len(ghosts) > 1 and recipe.policy.rates:
             place = self.engine.place(replace(state.line, index=state.line.index - 1))
+            raters = self.crew.final_raters(state.board.owners)
+            mine = tuple(at for at, rater in enumerate(raters) if rater == self.world.rank)
+            with self.engine.clock.stage("clips"):
+                line = self.hands.endings(state, raters)
 
-            def rate() -> Opinion:
-                return self.hands.final_opinion(state, place)
+            def rate() -> tuple[None, Opinion]:
+                return None, self.hands.rate(line, place, mine)
 
-            owners = state.board.owners
-            _, opinion = self._heard("final scores", rate, lambda made: made, owners)
+            _, opinion = self._heard("final scores", rate, raters)
             for incident in opinion.incidents:
                 recipe.scorer.keep(incident, place)
             best = recipe.scorer.best(opinion.longs, place)
         return self._shown(state, best, len(ghosts[best].unsettled))
 
     def _heard(
-        self,
-        what: str,
-        make: Callable[[], Made],
-        of: Callable[[Made], Opinion],
-        raters: Sequence[int],
+        self, what: str, make: Callable[[], tuple[Made, Opinion]], raters: Sequence[int]
     ) -> tuple[Made, Opinion]:
-        """What ``make`` makes here, and the opinion on all rows, of which each rank has those that it rates."""
+        """What ``make`` makes here, and the opinion on all rows, of which it gives this rank's."""
         rows = max(map(raters.count, set(raters)))
-        made, told = self._made(what, make, lambda mine: of(mine).numbers(), width(rows))
+        (made, mine), told = self._made(what, make, lambda one: one[1].numbers(), width(rows))
         counts = [count for count, *_ in told]
-        incidents = all_incidents(self.world, what, counts, of(made).incidents)
+        incidents = all_incidents(self.world, what, counts, mine.incidents)
         return made, assembled(told, raters, incidents)
 
     def _made(
@@ -207,8 +231,3 @@ class RankedEngine:
                 self.world.exchange(what, [], width, f"{error}" or type(error).__name__)
             raise
         return made, self.world.exchange(what, numbers(made), width)
-
-
-def _opinion_of(made: tuple[State, Work | None]) -> Opinion:
-    _, work = made
-    return work.opinion if work else Opinion()

@@ -1,92 +1,96 @@
-"""The device work of one rank: everything that is done to the candidates of histories that it owns, and to nobody else's."""
+"""What one rank does of a chunk. ``Maker`` draws, and judges unless others do; ``Rater`` judges what makers drew."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
-import torch
+from torch import Tensor
 
 from runtime.decode import Newest
 from runtime.engine import Engine
-from runtime.grow import grow, grow_candidates
-from runtime.judging import Answer
-from runtime.lines import Choice, Drawn, Line
+from runtime.judging import Answer, Question, answers, final_scores
+from runtime.lines import Drawn, Line
 from runtime.ranks.deal import Deal, Outcome
 from runtime.ranks.opinion import Opinion, of_all
+from runtime.ranks.reward_engine import RewardEngine
 from runtime.ranks.state import State
 from runtime.score import Place, Scorer
 from runtime.types import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A rank's rows of a chunk, drawn and rated."""
+class Made:
+    """Rows that were drawn here."""
 
-    rows: tuple[int, ...]  # of all ranks' rows
     drawn: Drawn
     newest: Newest
-    opinion: Opinion  # its incidents by the rows of all ranks
 
 
-class Hands:
-    """Uses an engine's rooms for one rank's rows."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Rows of a chunk that this rank has to do with: it drew them, it judges them, or both."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    rows: tuple[int, ...]  # of all ranks' rows
+    question: Question | None  # None: others judge these, or nobody does
+    made: Made | None  # None on a rater
 
-    def work(self, state: State, deal: Deal) -> Work | None:
-        """This rank's rows of the deal, drawn and rated; None for no rows. RuntimeError for what fails."""
-        engine, line, rows = self.engine, state.line, deal.rows_of(state.rank)
-        if not rows:
-            return None
-        parents = state.mine or {0: Trajectory()}
-        branches = tuple(
-            replace(branch, parent=parents[branch.rank])
-            for branch in (deal.branches[row] for row in rows)
-        )
-        drawn = engine.drawing.draw_these([line], [branches], [engine.place(line)])
-        with engine.clock.stage("decode"):
-            newest = engine.decoding.newest(branches, drawn.latents, drawn.litters)
-        return Work(rows, drawn, newest, self._opinion(line, rows, drawn, newest))
+    @property
+    def frames(self) -> Tensor | None:
+        """Of the rows that were drawn here, [B, T, 3, H, W]."""
+        return self.made.newest.frames if self.made else None
 
-    def _opinion(self, line: Line, rows: Sequence[int], drawn: Drawn, newest: Newest) -> Opinion:
-        engine, recipe = self.engine, line.video.recipe
-        if not recipe.policy.judges:
-            return Opinion()
-        columns = engine.judging.answers([line], drawn, newest, [engine.place(line)])
-        engine.lanes.join()
-        shorts, longs = (_numbers(answer) for (answer,) in columns)
-        incidents = of_all(recipe.scorer.incidents(line.video.number), rows)
-        return Opinion(shorts, longs, incidents)
+
+class Hands(Protocol):
+    """One rank's part, in the order in which it is asked for."""
+
+    def draw(self, state: State, deal: Deal) -> tuple[State, Work | None]:
+        """The state, ready for its chunk, and the rows that are drawn here; None for no rows."""
+        ...
+
+    def deliver(self, state: State, deal: Deal, work: Work | None) -> Work | None:
+        """Sends frames to the raters, or receives them: the rows that are judged here have questions now, no others."""
+        ...
+
+    def judge(self, work: Work | None) -> Opinion:
+        """What rewards say of the rows that have a question, incidents by the rows of all ranks."""
+        ...
 
     def keep(self, line: Line, work: Work | None, outcome: Outcome) -> tuple[Trajectory, ...]:
-        """The histories that end with those of the kept rows that are this rank's."""
-        if work is None:
-            return ()
-        engine, drawn = self.engine, work.drawn
-        mine = tuple(work.rows.index(row) for row in outcome.kept if row in work.rows)
-        verdicts = [(c.scores, c.route) for c in (outcome.candidates[row] for row in work.rows)]
-        candidates = grow_candidates(drawn.branches, drawn.noise, drawn.latents, verdicts)
-        with engine.clock.stage("decode"):
-            shown = engine.decoding.shown(drawn.branches, drawn.latents, work.newest, mine)
-        with engine.clock.stage("memory"):
-            memories = engine.remembering.write([line], drawn, [Choice(candidates, mine)])
-        window = line.video.recipe.window_chunks
-        return tuple(
-            grow(candidates[row], line.index, memories[row], one, window)
-            for row, one in zip(mine, shown, strict=True)
-        )
+        """What the rank holds of the kept rows, best first."""
+        ...
 
-    @torch.no_grad()
-    def final_opinion(self, state: State, place: Place) -> Opinion:
-        """What the video reward thinks of this rank's whole videos; their rows are their places among all."""
-        if not state.line.survivors:
+    def endings(self, state: State, raters: tuple[int, ...]) -> Line:
+        """The line with the whole videos that are rated here."""
+        ...
+
+    def rate(self, line: Line, place: Place, rows: tuple[int, ...]) -> Opinion:
+        """What the video reward thinks of the line's whole videos, whose places among all are ``rows``."""
+        ...
+
+
+class Judging:
+    """Asks the rewards that this rank has."""
+
+    engine: Engine | RewardEngine
+
+    def judge(self, work: Work | None) -> Opinion:
+        if work is None or work.question is None:
             return Opinion()
-        longs = tuple(self.engine.final_scores(state.line, place))
-        noted = state.line.video.recipe.scorer.incidents(place.number)
-        return Opinion((math.nan,) * len(longs), longs, of_all(noted, tuple(state.mine)))
+        question, lanes = work.question, self.engine.lanes
+        columns = answers([question], lanes, self.engine.clock)
+        lanes.join()
+        shorts, longs = (_numbers(answer) for (answer,) in columns)
+        noted = question.scorer.incidents(question.place.number)
+        return Opinion(shorts, longs, of_all(noted, work.rows))
+
+    def rate(self, line: Line, place: Place, rows: tuple[int, ...]) -> Opinion:
+        if not line.survivors:
+            return Opinion()
+        longs = tuple(final_scores(line, place, self.engine.guards.get("final")))
+        noted = line.video.recipe.scorer.incidents(place.number)
+        return Opinion((math.nan,) * len(longs), longs, of_all(noted, rows))
 
 
 def _numbers(answer: Answer) -> tuple[float, ...]:

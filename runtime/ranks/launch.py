@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtime.settings import torchrun
+from runtime.settings import Settings, torchrun
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +20,15 @@ def launch() -> Launch | None:
     """What torchrun says; None without it, or for a single process."""
     here = Launch(*torchrun())
     return here if here.size > 1 else None
+
+
+def check_alone(settings: Settings, reward_ranks: int) -> None:
+    """ValueError for what only several processes can do."""
+    if settings.run.ranks != 1:
+        raise ValueError(
+            f"run.ranks: want {settings.run.ranks} processes, got one; start them by torchrun"
+        )
+    if reward_ranks:
+        raise ValueError(
+            f"--reward-ranks: want more than {reward_ranks} processes, got one; start them by torchrun"
+        )

@@ -16,14 +16,15 @@ from runtime.types import ChunkRecord, Incident, Trajectory
 class State:
     """What a rank has: histories of its own, and the facts of all."""
 
-    line: Line  # survivors: its own, best first
+    line: Line  # survivors: its own, best first; on a rank that only judges those that it judged
     board: Board
     rank: int
 
     @property
     def mine(self) -> dict[int, Trajectory]:
         """Its own histories by their places among all."""
-        places = [place for place, owner in enumerate(self.board.owners) if owner == self.rank]
+        holders = self.board.raters if self.rank in self.board.raters else self.board.owners
+        places = [place for place, holder in enumerate(holders) if holder == self.rank]
         return dict(zip(places, self.line.survivors, strict=True))
 
     def with_mine(self, histories: Mapping[int, Trajectory], owners: Sequence[int]) -> State:
