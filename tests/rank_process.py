@@ -5,6 +5,7 @@ torchrun's variables say which one it is; what it saw goes to ``rank_N.json`` in
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -21,8 +22,10 @@ from runtime.engine import Engine
 from runtime.ranks.engine import RankedEngine
 from runtime.ranks.launch import Launch, launch
 from runtime.ranks.world import Processes, RankFailed
+from runtime.rewards.sprites_image import SpritesImageReward
 from runtime.settings import Settings
-from runtime.types import ChunkEvent
+from runtime.types import ChunkEvent, Clip
+from tests.ranked import maker_of, rater_of
 from tests.tiny import Likes, prettiness, tiny_dit, tiny_engine, tiny_vae
 
 CHUNKS = 6
@@ -34,6 +37,12 @@ VIDEOS = {
     "horizon": {"search.histories": 3, "search.horizon_chunks": 1},
 }
 DOOR = ["x", "--set", "run.litters=true", "--set", "search.horizon_chunks=1", "--seconds", "18"]
+RATED = {
+    "stream-t1": {"search.histories": 4},
+    "best-of-n": {"search.policy": "best-of-n"},
+}  # over two ranks that draw and one that judges
+WHAT = {"WanDiT", "WanVAE", "Echo", "ImageNet", "VideoNet"}  # a generator's parts and rewards
+REAL = ["a red circle", "--set", "run.litters=true", "--seconds", "2", "--quiet"]
 LIMIT_S, HANG_S = 60.0, 10.0
 
 
@@ -117,10 +126,63 @@ def door(here: Launch, folder: Path, ports: list[str]) -> dict:
     return seen
 
 
+def rated(here: Launch) -> dict:
+    """Videos over two ranks that draw and one that judges; what each holds then; at last the one that judges dies."""
+    world = Processes.join(here, torch.device("cpu"), LIMIT_S)
+
+    def video(changes: dict, judge: Callable = prettiness) -> list[str]:
+        mine = {**COMMON, **changes, "run.ranks": 2}
+        engine = rater_of(mine, image=Likes(judge)) if here.rank == 2 else maker_of(mine)
+        made = digest(RankedEngine(engine, world, 1).stream("x"))
+        tell_what_is_held(*engine.guards)
+        return made
+
+    seen: dict = {}
+    seen |= {name: video(changes) for name, changes in RATED.items()}
+    try:
+        video({}, trouble_on(2, die))
+    except RankFailed as error:
+        seen["dead"] = str(error)
+    world.leave()
+    return seen
+
+
+def tell_what_is_held(*more: str) -> None:
+    """On stderr, where it stays when the process is killed: which of ``WHAT`` are in its memory, and ``more``."""
+    here = {type(one).__name__ for one in gc.get_objects()} & WHAT
+    print("holds", *sorted(here), *more, file=sys.stderr)
+
+
+def real(here: Launch, folder: Path, ports: list[str]) -> dict:
+    """The command line with the embedded model; then once more, and the rank that judges hangs."""
+    seen: dict = {}
+    leave, score = Processes.leave, SpritesImageReward.score
+
+    def looked(world: Processes, trouble: str = "") -> None:
+        tell_what_is_held()
+        leave(world, trouble)
+
+    def hangs(model: SpritesImageReward, clip: Clip) -> torch.Tensor:
+        if clip.chunk == 2:
+            time.sleep(600)
+        return score(model, clip)
+
+    Processes.leave = looked
+    seen["well"] = main([*REAL, "-o", str(folder / "well.mp4"), "--reward-ranks", "1"])
+    Processes.leave, SpritesImageReward.score = leave, hangs
+    os.environ["MASTER_PORT"] = ports[1]
+    call = [*REAL, "-o", str(folder / "hangs.mp4"), "--reward-ranks", "1"]
+    seen["hangs"] = main([*call, "--rank-timeout", str(HANG_S)])
+    return seen
+
+
 if __name__ == "__main__":
     scenario, folder, *ports = sys.argv[1:]
     os.environ["MASTER_PORT"] = ports[0]
     torch.set_num_threads(1)
     me = launch()
-    told = library(me) if scenario == "library" else door(me, Path(folder), ports)
+    if scenario in ("library", "rated"):
+        told = (library if scenario == "library" else rated)(me)
+    else:
+        told = (door if scenario == "door" else real)(me, Path(folder), ports)
     (Path(folder) / f"rank_{me.rank}.json").write_text(json.dumps(told))

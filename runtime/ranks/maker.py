@@ -7,7 +7,6 @@ from dataclasses import replace
 from runtime.engine import Engine
 from runtime.grow import grow, grow_candidates
 from runtime.lines import Choice, Line
-from runtime.packing import Packed
 from runtime.ranks.clips import clips_for
 from runtime.ranks.deal import Deal, Outcome
 from runtime.ranks.hands import Judging, Made, Work
@@ -51,7 +50,7 @@ class Maker(Judging):
         for rater in sorted(set(deal.raters)):
             clips = clips_for(rater, deal, work.rows, work.question, self.engine.decoding.cold)
             if clips is not None:
-                self.world.send("clips", clips.packed(), rater)
+                self.world.send(f"clips of chunk {state.line.index}", clips.packed(), rater)
         return replace(work, question=None)
 
     def keep(self, line: Line, work: Work | None, outcome: Outcome) -> tuple[Trajectory, ...]:
@@ -80,6 +79,5 @@ class Maker(Judging):
             places = [place for place in mine if raters[place] == rater]
             if places:
                 chunks = [chunk for at in places for chunk in mine[at].unsettled[-horizon:]]
-                packed: Packed = packed_chunks(chunks, self.engine.pool)
-                self.world.send("endings", packed, rater)
+                self.world.send("endings", packed_chunks(chunks, self.engine.pool), rater)
         return replace(state.line, survivors=())

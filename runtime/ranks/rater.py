@@ -31,7 +31,8 @@ class Rater(Judging):
         if not rows:
             return None
         makers = sorted({deal.owners[row] for row in rows})
-        clips = [Clips.unpacked(self.world.receive("clips", maker)) for maker in makers]
+        what = f"clips of chunk {state.line.index}"
+        clips = [Clips.unpacked(self.world.receive(what, maker)) for maker in makers]
         held = {place: one.frames for place, one in state.mine.items()}
         frames, window = assembled(clips, deal, rows, held)
         scorer, place = state.line.video.recipe.scorer, self.engine.place(state.line)

@@ -4,7 +4,7 @@ import av
 import pytest
 
 from runtime.__main__ import main
-from tests.rank_process import DOOR, VIDEOS, digest, door_engine, engine_of
+from tests.rank_process import DOOR, RATED, REAL, VIDEOS, digest, door_engine, engine_of
 from tests.rank_spawn import spawn
 
 
@@ -74,3 +74,49 @@ def test_a_rank_that_hangs_ends_the_others_by_its_name_and_the_file_stays_playab
     whole, kept = frames_in(folder / "well.mp4"), frames_in(folder / "hangs.mp4")
     assert 0 < kept < whole
     assert f"{kept} frames" in ranks[0].said and "are playable in" in ranks[0].said
+
+
+# Rewards on a rank of their own
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory):
+    """Two processes that draw and one that judges, which is killed at last."""
+    return spawn("rated", tmp_path_factory.mktemp("rated"), 3)
+
+
+@pytest.mark.parametrize("name", RATED)
+def test_a_process_that_judges_and_two_that_draw_make_the_video_of_one(rated, name):
+    for rank in rated[:2]:
+        assert rank.told is not None, rank.said
+        assert rank.told[name] == digest(engine_of(RATED[name]).stream("x"))
+
+
+def test_a_killed_rank_that_judged_is_named_by_those_who_draw(rated):
+    *makers, rater = rated
+    assert rater.code == -9
+    for rank, one in enumerate(makers):
+        assert one.code == 0
+        assert one.told["dead"].startswith("rank 2 has died: "), one.told["dead"]
+        assert one.told["dead"].endswith(f"rank {rank} was at 'scores of chunk 3'")
+
+
+def test_each_process_holds_what_it_uses_and_nothing_else(rated):
+    holds = [one.said.splitlines()[0] for one in rated]
+    assert holds == ["holds Echo WanDiT", "holds Echo WanDiT", "holds image video"]
+
+
+@pytest.mark.slow
+def test_the_command_line_loads_each_part_where_it_is_used_and_names_a_rater_that_hangs(
+    tmp_path, capsys
+):
+    first, second, rater = spawn("real", tmp_path, 3, left=[2])
+    assert main([*REAL, "-o", str(tmp_path / "one.mp4")]) == 0
+    for rank in (first, second):
+        assert rank.told is not None, rank.said
+        assert rank.told["well"] == 0 and "holds WanDiT WanVAE\n" in rank.said
+        assert rank.told["hangs"] == 1
+        assert "rank 2 has not answered within 10 s" in rank.said
+    assert (tmp_path / "well.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
+    assert rater.told is None, "it hung to the end"
+    assert "holds ImageNet VideoNet\n" in rater.said

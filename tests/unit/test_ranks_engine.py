@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from runtime.ranks.crew import Crew
 from runtime.ranks.deal import Board, dealt
 from tests.ranked import CHUNKS, engine_of, on_ranks, raw, told
 from tests.tiny import Likes, motion, prettiness, tiny_dit, tiny_vae
@@ -210,7 +211,7 @@ def test_who_watches_sees_all_candidates_and_who_does_not_is_not_asked():
 
 def test_a_litter_is_drawn_by_one_rank_whatever_their_number():
     policy = engine_of({"search.histories": 3, "search.expansions": 2}).policy
-    owners = dealt(policy, Board(), 0, 2).owners
+    owners = dealt(policy, Board(), 0, Crew(2)).owners
     assert owners == (0, 0, 0, 0, 1, 1)
 
 
