@@ -44,7 +44,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = group.add_argument
     add("--candidates", nargs="+", type=pair, metavar="KxM", help="default: 1x1 to 64x4")
     add("--ranks", nargs="+", type=int, default=RANKS, metavar="N")
-    add("--reward-ranks", type=int, default=0, metavar="N", help="ranks that only judge")
+    add("--reward-ranks", type=int, default=0, metavar="N", help="of those, that only judge")
     add("--stride", type=int, default=1, metavar="N", help="of the image reward")
     add("--parts", action="store_true", help="stage by stage")
     group = parser.add_argument_group("many requests")

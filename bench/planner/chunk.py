@@ -2,7 +2,10 @@
 
 Histories are divided: a rank draws, decodes and judges the candidates of its own, then all ranks exchange scores, and a
 history moves to another rank only where survivors bunch up. The slowest rank is the chunk's time. More ranks than
-histories do nothing, unless rewards have ranks of their own: those judge candidates, whatever history they extend.
+histories do nothing.
+
+Where rewards have ranks of their own, candidates' frames go there, siblings together, so that more of those than histories do
+nothing either. They judge while the others wait, and wait while the others draw: what they save is memory, and no time.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from functools import lru_cache
 
 from runtime.bench.planner.machine import REWARDS, Machine
 from runtime.costs import Work
+from runtime.settings import RewardSettings
 
 DRAWS = 2000  # selections that are tried out to count the moves
+PAST_CHUNKS = RewardSettings().window_chunks - 1  # of a history that finds a new rater
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One video over ``ranks``, ``reward_ranks`` of which do nothing but judge."""
+    """One video over ``ranks``, of which the last ``reward_ranks`` do nothing but judge."""
 
     ranks: int
     histories: int
@@ -58,8 +63,18 @@ class Layout:
         return math.ceil(self.histories / self.makers)
 
     @property
+    def judges(self) -> int:
+        """Ranks that only judge and have something to."""
+        return min(self.reward_ranks, self.histories)
+
+    @property
+    def judged(self) -> int:
+        """Candidates of the judging rank that has most."""
+        return math.ceil(self.histories / self.judges) * self.expansions
+
+    @property
     def idle(self) -> int:
-        return self.ranks - self.reward_ranks - self.makers
+        return self.ranks - self.makers - self.judges
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +104,18 @@ def chunk_time(machine: Machine, layout: Layout, link: Link, videos: int = 1) ->
         raise ValueError("several ranks make one video at a time: want a batch of 1 or one rank")
     work = machine.work(layout.share, layout.expansions, layout.stride, videos)
     stages = machine.stage_ms(work)
-    sent = 0.0
+    sent, exchanges = 0.0, 1
     if layout.reward_ranks:
-        rows = layout.histories * layout.expansions
-        most = math.ceil(rows / layout.reward_ranks)
+        most = layout.judged
         judged = Work(most, 0, most * math.ceil(machine.frames / layout.stride))
         stages |= {name: machine.stages[name].ms(judged) for name in REWARDS if name in stages}
-        # A rank sends its candidates one after another; those who judge receive theirs at the same time.
-        sent = link.ms(machine.clip_bytes * max(most, layout.share * layout.expansions))
-    talking = layout.makers + layout.reward_ranks
-    gather = link.gather_ms * math.ceil(math.log2(talking)) if talking > 1 else 0.0
+        # One after another from a rank that draws, and into one that judges.
+        past = PAST_CHUNKS * expected_moves(layout.histories, layout.expansions, layout.judges)
+        clips = max(most, layout.share * layout.expansions) + past
+        sent, exchanges = link.ms(machine.clip_bytes * clips), 2
+    talking = layout.makers + layout.judges
+    doublings = math.ceil(math.log2(talking)) if talking > 1 else 0
+    gather = exchanges * link.gather_ms * doublings
     history = machine.history_blocks * machine.block_bytes + machine.state_bytes
     moves = link.ms(history) * expected_moves(layout.histories, layout.expansions, layout.makers)
     return ChunkTime(layout, stages, gather, sent, moves, machine.frames)

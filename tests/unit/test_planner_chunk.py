@@ -7,7 +7,7 @@ import pytest
 
 from runtime.bench.planner import measure, show
 from runtime.bench.planner.__main__ import main, pair
-from runtime.bench.planner.chunk import Layout, Link, chunk_time, expected_moves
+from runtime.bench.planner.chunk import PAST_CHUNKS, Layout, Link, chunk_time, expected_moves
 from runtime.bench.planner.machine import (
     COMPUTED,
     Line,
@@ -66,13 +66,27 @@ def test_the_stride_spares_pictures_alone():
     assert {**fine.stages, "image reward": 0} == {**coarse.stages, "image reward": 0}
 
 
-def test_ranks_that_only_judge_share_the_candidates_of_all_histories():
+def test_ranks_that_only_judge_share_the_histories_siblings_together():
     time = chunk_time(machine(), Layout(8, 2, 4, reward_ranks=6), Link(30.0, 1.0))
-    assert time.layout.makers == 2 and time.layout.idle == 0
+    assert (time.layout.makers, time.layout.judges, time.layout.idle) == (2, 2, 4)
     assert time.stages["denoise"] == 410.0, "four candidates of one history"
-    assert time.stages["image reward"] == 2 * 12 * 5 and time.stages["video reward"] == 41.0
-    assert time.send_clips == pytest.approx(4.0), "a maker sends four clips of 30 MB"
-    assert time.gather == 3.0, "eight talk: three doublings"
+    assert time.stages["image reward"] == 4 * 12 * 5 and time.stages["video reward"] == 81.0
+    past = PAST_CHUNKS * expected_moves(2, 4, 2)
+    assert time.send_clips == pytest.approx(4.0 + past), "a clip of 30 MB takes a millisecond"
+    assert time.gather == 4.0, "four talk twice: two doublings each"
+
+
+def test_one_rank_that_judges_sees_everything_and_its_histories_never_move():
+    time = chunk_time(machine(), Layout(3, 2, 4, reward_ranks=1), Link(30.0, 0.0))
+    assert time.stages["denoise"] == 410.0 and time.stages["video reward"] == 161.0
+    assert time.send_clips == pytest.approx(8.0), "it receives all eight"
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+def test_reward_ranks_never_save_time(ranks):
+    whole = chunk_time(machine(), Layout(ranks, 4, 2), FREE)
+    for count in range(1, ranks):
+        assert chunk_time(machine(), Layout(ranks, 4, 2, 1, count), FREE).total >= whole.total
 
 
 def test_what_travels_is_a_whole_history_over_the_stated_link():
