@@ -45,6 +45,22 @@ def check_supported(settings: Settings, crew: Crew) -> None:
             )
 
 
+def check_kind(engine: Engine | RewardEngine, crew: Crew, rank: int) -> None:
+    """ValueError for an engine with other parts than the rank is there for."""
+    got = "a RewardEngine"
+    if isinstance(engine, Engine):
+        got = (
+            "an Engine without rewards" if engine.parts.elsewhere else "an Engine with its rewards"
+        )
+    want = "an Engine without rewards" if crew.raters else "an Engine with its rewards"
+    if crew.rates_only(rank):
+        want = "a RewardEngine"
+    if got != want:
+        raise ValueError(
+            f"engine: want {want} on rank {rank}, for {crew.raters} of {crew.size} ranks only judge, got {got}"
+        )
+
+
 def check_alike(engine: Engine | RewardEngine, crew: Crew, world: World) -> None:
     """ValueError on all ranks when one differs from the first of its kind, or its kind from rank 0 in what both have."""
     facts = json.dumps(facts_of(engine, crew))

@@ -21,7 +21,7 @@ import torch
 
 from runtime.emit import shared
 from runtime.engine import Engine
-from runtime.ranks.agreement import check_alike, check_supported
+from runtime.ranks.agreement import check_alike, check_kind, check_supported
 from runtime.ranks.crew import Crew
 from runtime.ranks.deal import Board, Deal, dealt, decided
 from runtime.ranks.hands import Hands, Work
@@ -50,9 +50,8 @@ class RankedEngine:
         """
         self.crew = Crew(world.size, reward_ranks)
         check_supported(engine.settings, self.crew)
+        check_kind(engine, self.crew, world.rank)
         self.engine, self.world = engine, world
-        rater = isinstance(engine, RewardEngine)
-        assert rater == self.crew.rates_only(world.rank), "a rank has the engine of another kind"
         self.hands: Hands = (
             Rater(engine, world) if isinstance(engine, RewardEngine) else Maker(engine, world)
         )

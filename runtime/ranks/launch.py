@@ -30,5 +30,5 @@ def check_alone(settings: Settings, reward_ranks: int) -> None:
         )
     if reward_ranks:
         raise ValueError(
-            f"--reward-ranks: want more than {reward_ranks} processes, got one; start them by torchrun"
+            f"--reward-ranks: want 0 for a single process, got {reward_ranks}; start several by torchrun"
         )

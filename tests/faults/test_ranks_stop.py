@@ -179,6 +179,11 @@ def test_what_ranks_cannot_do_is_refused(changes, sentence):
     ("arguments", "sentence"),
     [
         (["--set", "run.ranks=2"], "run.ranks: want 2 processes, got one; start them by torchrun"),
+        (
+            ["--reward-ranks", "1"],
+            "--reward-ranks: want 0 for a single process, got 1; start several",
+        ),
+        (["--reward-ranks", "-1"], "--reward-ranks: want 0 or more, got -1"),
         (["--rank-timeout", "0"], "--rank-timeout: want more than 0, got 0.0"),
     ],
 )

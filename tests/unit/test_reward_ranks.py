@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.ranks.agreement import check_kind
 from runtime.ranks.clips import Clips
 from runtime.ranks.crew import Crew
 from runtime.ranks.deal import Board, dealt
@@ -158,6 +159,24 @@ def test_what_histories_share_travels_once(monkeypatch):
     assert torch.equal(again.past[0][1], own) and list(again.newest) == [4]
 
 
+def test_the_video_reward_knows_what_siblings_share_as_on_one_rank():
+    seen = []
+
+    class Looks(Likes):
+        def score(self, clip):
+            seen.append((clip.chunk, len(clip.frames), clip.twins))
+            return super().score(clip)
+
+    changes = {"search.policy": "beam", **BUNCHED}
+    list(engine_of(changes, video=Looks(motion, 10)).stream("x"))
+    alone, seen = sorted(seen[:-4]), []  # without the final ratings
+    on_crew(1, 2, lambda engine: list(engine.stream("x")), changes, video=Looks(motion, 10))
+    assert sorted(seen[:-4]) == alone
+    assert any(twins[1][0] == 0 for *_, twins in alone), (
+        "siblings share nothing, so this shows nothing"
+    )
+
+
 def test_a_rater_keeps_the_windows_of_its_share_and_nothing_else():
     def held(engine):
         seen, keep = [], engine.hands.keep
@@ -260,6 +279,21 @@ def test_a_rank_that_draws_loads_no_reward(monkeypatch):
 def test_one_rank_at_least_draws(size, raters):
     with pytest.raises(ValueError, match=f"--reward-ranks: want 0 to {size - 1}, for {size} ranks"):
         Crew(size, raters)
+
+
+@pytest.mark.parametrize(
+    ("build", "rank", "raters", "sentence"),
+    [
+        (maker_of, 0, 0, "engine: want an Engine with its rewards on rank 0, for 0 of 2 ranks"),
+        (rater_of, 1, 0, "engine: want an Engine with its rewards on rank 1, for 0 of 2 ranks"),
+        (engine_of, 0, 1, "engine: want an Engine without rewards on rank 0, for 1 of 2 ranks"),
+        (maker_of, 1, 1, "engine: want a RewardEngine on rank 1, for 1 of 2 ranks only judge"),
+    ],
+)
+def test_an_engine_of_another_kind_is_refused(build, rank, raters, sentence):
+    with pytest.raises(ValueError) as error:
+        check_kind(build({}), Crew(2, raters), rank)
+    assert str(error.value).startswith(sentence)
 
 
 @pytest.mark.parametrize("policy", ["single", "best-of-n"])
