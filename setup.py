@@ -26,6 +26,7 @@ PACKAGE_DATA = {
         "generators/*/*.json",
         "rewards/**/*.safetensors",
         "rewards/**/*.json",
+        "serve/page/*",
     ],
     "runtime.kernels": ["tuned/*.json"],
     "runtime.bench": ["report.css", "quality/prompts/*.txt"],

@@ -30,6 +30,20 @@ class OutputFile:
             self.close()
             raise ValueError(f"{name}: want a file, but {self.path} is a pipe or a disk")
 
+    def resume(self, size: int) -> None:
+        """Go on behind the first ``size`` bytes that lie in the file; what follows them is cut off.
+
+        Raises ValueError when the file is shorter, RuntimeError when it cannot be cut.
+        """
+        found = os.fstat(self._file.fileno()).st_size
+        if found < size:
+            raise ValueError(f"{self.path}: want at least {size} bytes to go on, got {found}")
+        try:
+            self._file.truncate(size)
+        except OSError as error:
+            raise RuntimeError(f"cannot write {self.path}: {reason(error)}") from error
+        self.size = size
+
     def append(self, piece: bytes, tail: bytes = b"") -> None:
         """Put ``piece`` after the pieces before it and ``tail`` after that.
 

@@ -314,3 +314,8 @@ def _unknown(name: str, known: list[str]) -> str:
 def weights_home() -> Path:
     """Where weights are kept if nobody says: ``$STREAM_T1_WEIGHTS``, else ``~/.cache/stream-t1-runtime``."""
     return Path(os.environ.get("STREAM_T1_WEIGHTS") or "~/.cache/stream-t1-runtime").expanduser()
+
+
+def api_key() -> str | None:
+    """The key that a server asks its clients for: ``$STREAM_T1_API_KEY``; None without one."""
+    return os.environ.get("STREAM_T1_API_KEY") or None

@@ -73,16 +73,10 @@ def read_header(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def write_file(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    dtypes: Mapping[str, torch.dtype],
-    progress: Callable[[int], object],
-) -> None:
-    """Write ``tensors`` as ``dtypes``, each turned into what it is to be only when its bytes are due.
-
-    ``progress`` is told how many bytes went. ValueError names a tensor that is not finite.
-    """
+def header_of(
+    tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
+) -> tuple[list[str], bytes]:
+    """The order in which ``tensors`` lie in a file, and all that comes before the first one's bytes."""
     table: dict[str, Any] = {}
     # Wide numbers first, so that each lies at a multiple of its size.
     order = sorted(tensors, key=lambda name: -dtypes[name].itemsize)
@@ -93,13 +87,32 @@ def write_file(
         table[name] = {"dtype": NAMES[dtypes[name]], "shape": shape, "data_offsets": [begin, end]}
     header = json.dumps(table, ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
+    return order, len(header).to_bytes(8, "little") + header
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, where they lie."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def write_file(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype],
+    progress: Callable[[int], object],
+) -> None:
+    """Write ``tensors`` as ``dtypes``, each turned into what it is to be only when its bytes are due.
+
+    ``progress`` is told how many bytes went. ValueError names a tensor that is not finite.
+    """
+    order, header = header_of(tensors, dtypes)
     with path.open("xb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(header)
         for name in order:
             value = tensors[name].detach().to("cpu", dtypes[name])
             if not is_finite(value):
                 raise ValueError(f"{name} is not finite")
-            raw = value.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            raw = raw_bytes(value.contiguous())
             file.write(raw)
             progress(len(raw))
 

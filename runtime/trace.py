@@ -16,23 +16,20 @@ import platform
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import runtime
 from runtime.output import OutputFile, reason
+from runtime.thumbnails import thumbnails
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from runtime.settings import Settings
     from runtime.types import Candidate, Chunk, ChunkEvent, ChunkRecord
 
 FORMAT = "stream-t1-trace"
 VERSION = 1
-THUMBNAIL_PIXELS = 96  # width of a candidate's picture, at most
 MAX_BYTES = 512 * 2**20
 ROUTES = ("discard", "ema", "append")
 
@@ -78,19 +75,28 @@ class TraceWriter:
 
     def __call__(self, record: ChunkRecord) -> None:
         """Append one chunk's candidates. Raises RuntimeError when the disk is full; the file stays valid."""
-        pictures = thumbnails(record.frames)
-        ranks = {row: rank for rank, row in enumerate(record.kept)}
-        line = {
-            "index": record.index,
-            "stage_ms": record.stage_ms,
-            "candidates": [
-                _described(candidate, record.index, ranks.get(candidate.row), picture)
-                for candidate, picture in zip(record.candidates, pictures, strict=True)
-            ],
-        }
+        self.add(turn_of(record))
+
+    def add(self, turn: Mapping[str, Any]) -> None:
+        """Append one chunk as ``turn_of`` tells it. Raises as a call."""
         comma = "," if self.chunks else ""
-        self._file.append(f"{comma}\n{_dump(line)}".encode(), self._end("unfinished"))
+        self._file.append(f"{comma}\n{_dump(turn)}".encode(), self._end("unfinished"))
         self.chunks += 1
+
+    def resume(self, size: int, chunks: int, seeds: Sequence[int]) -> None:
+        """Go on behind the first ``size`` bytes of the file, which tell ``chunks`` chunks; instead of ``begin``.
+
+        ``seeds`` are those of the chunks that were settled by then.
+        """
+        self._file.resume(size)
+        self._begun, self.chunks = True, chunks
+        self._seeds.extend(seeds)
+        self._file.append(b"", self._end("unfinished"))
+
+    @property
+    def size_bytes(self) -> int:
+        """Of what has been told, without the end that makes it valid."""
+        return self._file.size
 
     def settled(self, chunk: ChunkEvent | Chunk) -> None:
         """Note that a chunk joined the video; the file learns it when it is closed."""
@@ -131,27 +137,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def thumbnails(frames: Tensor) -> list[str]:
-    """The last frame of each of the clips [B, T, 3, H, W] as a base64 JPEG of at most THUMBNAIL_PIXELS in width."""
-    import av
-    from torch.nn import functional
-
-    from runtime.kernels import frame_pack
-
-    last = frames[:, -1].float()  # [B, 3, H, W]
-    _, _, H, W = last.shape
-    if W > THUMBNAIL_PIXELS:
-        size = (max(1, round(H * THUMBNAIL_PIXELS / W)), THUMBNAIL_PIXELS)
-        last = functional.interpolate(last.nan_to_num(nan=0.0), size, mode="area")
-    pictures = []
-    for picture in frame_pack.rgb24(last.contiguous()).cpu().numpy():
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        codec = av.CodecContext.create("mjpeg", "w")
-        codec.width, codec.height, codec.pix_fmt = frame.width, frame.height, "yuvj420p"
-        codec.time_base, codec.qmin, codec.qmax = Fraction(1, 25), 3, 3
-        packets = [*codec.encode(frame.reformat(format="yuvj420p")), *codec.encode(None)]
-        pictures.append(base64.b64encode(b"".join(map(bytes, packets))).decode())
-    return pictures
+def turn_of(record: ChunkRecord) -> dict[str, Any]:
+    """One chunk's candidates in row order, with their pictures, as a trace keeps them."""
+    ranks = {row: rank for rank, row in enumerate(record.kept)}
+    pairs = zip(record.candidates, thumbnails(record.frames), strict=True)
+    return {
+        "index": record.index,
+        "stage_ms": record.stage_ms,
+        "candidates": [_described(c, record.index, ranks.get(c.row), p) for c, p in pairs],
+    }
 
 
 def _described(candidate: Candidate, chunk: int, rank: int | None, picture: str) -> dict[str, Any]:

@@ -101,6 +101,14 @@ class VideoWriter:
     def seconds(self) -> float:
         return self.written.frames / self.fps
 
+    def resume(self, written: Written, size: int) -> None:
+        """Go on behind what an earlier writer put into the first ``size`` bytes; what follows them is cut off.
+
+        Equal chunks make the same bytes as if it had never stopped. Raises as ``OutputFile.resume``.
+        """
+        self._file.resume(size)
+        self.written = written
+
     def add(self, frames: Tensor) -> None:
         """Append one chunk, frames [T, 3, H, W] float in [0, 1] on any device.
 

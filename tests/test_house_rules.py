@@ -19,6 +19,7 @@ MAY_READ = (
     "runtime/score.py",
     "runtime/serve/",
     "runtime/telemetry.py",
+    "runtime/thumbnails.py",
     "runtime/trace.py",
     "runtime/video.py",
 )

@@ -39,6 +39,7 @@ SERVICES = {
     "runtime.lanes",
     "runtime.telemetry",
     "runtime.output",
+    "runtime.thumbnails",
     "runtime.generators",
     "runtime.rewards",
 }
@@ -63,6 +64,7 @@ HALVES = {
     "runtime.backends",
     "runtime.standins",
     "runtime.recaching",
+    "runtime.snapshot",
     "runtime.packing",
     "runtime.recipe",
     "runtime.judging",

@@ -13,7 +13,8 @@ import torch
 
 import runtime
 from runtime.settings import Settings
-from runtime.trace import THUMBNAIL_PIXELS, TraceWriter, read_trace, thumbnails
+from runtime.thumbnails import THUMBNAIL_PIXELS, thumbnails
+from runtime.trace import TraceWriter, read_trace
 from runtime.types import Scores
 from tests.fake_engine import FakeEngine
 

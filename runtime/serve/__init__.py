@@ -1,0 +1,1 @@
+"""The HTTP door and the worker process behind it; see ``python -m runtime.serve --help``."""

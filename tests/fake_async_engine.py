@@ -1,0 +1,196 @@
+"""``AsyncEngine`` by its contract over ``FakeEngine``: a thread per job, drawn discs, real search and real settling."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+
+from runtime.async_engine import Busy, JobCancelled, JobFailed, Request
+from runtime.serve.served import Served
+from runtime.settings import Settings
+from runtime.snapshot import Packed
+from tests.fake_engine import FakeEngine
+
+
+@dataclass(frozen=True)
+class FakeStats:
+    """What the worker tells every half second."""
+
+    queued: int
+    running: int
+    paused: int
+    blocks_used: int
+    blocks: int
+    batch_rows: int
+    turns: int
+
+
+class FakeJob:
+    """One video on a thread of its own, begun when the engine has room for it."""
+
+    def __init__(self, request: Request, watch, engine: FakeAsyncEngine) -> None:
+        self.name, self.state, self.incidents = "fake", "queued", ()
+        self._request, self._watch, self._engine = request, watch, engine
+        self._changed = threading.Condition()
+        self._events: deque = deque()
+        self._wanted: list[Future] = []
+        self._end: Exception | None = None
+        self._over = False
+        self._stop = ""
+        self._shown = 0
+        self._wake: Callable[[], None] = lambda: None
+        tree = request.resume.tree if request.resume else {"turns": 0, "settled": 0}
+        self._first, self._skip = tree["turns"], tree["settled"]
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        with self._changed:
+            self._stop = self._stop or reason
+            self._changed.notify_all()
+
+    def switch(self, prompt: str, chunk: int | None = None) -> Future:
+        answer: Future = Future()
+        if chunk is not None and chunk < self._shown:
+            answer.set_exception(ValueError(f"chunk: want a later one, got {chunk}"))
+        else:
+            answer.set_result(self._shown if chunk is None else chunk)
+        return answer
+
+    def snapshot(self) -> Future:
+        answer: Future = Future()
+        with self._changed:
+            if self._over:
+                answer.set_exception(RuntimeError("the job has ended"))
+            else:
+                self._wanted.append(answer)
+        return answer
+
+    def __iter__(self):
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._events or self._over)
+                if not self._events:
+                    break
+                event = self._events.popleft()
+                self._changed.notify_all()
+            yield event
+        if self._end:
+            raise self._end
+
+    async def __aiter__(self):
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        with self._changed:
+            self._wake = lambda: loop.call_soon_threadsafe(ready.set)
+        while True:
+            ready.clear()
+            with self._changed:
+                event = self._events.popleft() if self._events else None
+                over = self._over and event is None
+                self._changed.notify_all()
+            if over:
+                break
+            if event is None:
+                await ready.wait()
+            else:
+                yield event
+        if self._end:
+            raise self._end
+
+    def _run(self) -> None:
+        try:
+            with self._engine.room:
+                self._check()
+                self.state = "running"
+                self._make()
+            self.state = "done"
+        except JobCancelled as stop:
+            self.state, self._end = "cancelled", stop
+        except Exception as error:
+            self.state, self._end = "failed", JobFailed(str(error))
+        with self._changed:
+            self._over = True
+            for answer in self._wanted:
+                answer.set_exception(RuntimeError("the job has ended"))
+            self._changed.notify_all()
+        self._wake()
+
+    def _make(self) -> None:
+        engine = FakeEngine(self._request.settings, before=self._boundary, size=16)
+        told = self._watch and (lambda r: self._watch(r) if r.index >= self._first else None)
+        for event in engine.stream(self._request.prompts, watch=told):
+            self._shown = event.index + 1
+            if event.index >= self._skip:
+                with self._changed:
+                    self._events.append(event)
+                    self._changed.notify_all()
+                self._wake()
+
+    def _boundary(self, index: int) -> None:
+        if index < self._first:
+            return
+        with self._changed:
+            full = len(self._events) >= self._request.backlog
+            self.state = "paused" if full else "running"
+            self._changed.wait_for(lambda: len(self._events) < self._request.backlog or self._stop)
+            self.state = "running"
+            state = {"state": torch.full((4,), float(index))}
+            for answer in self._wanted:
+                answer.set_result(Packed({"turns": index, "settled": self._shown}, state))
+            self._wanted.clear()
+        self._check()
+        time.sleep(self._engine.chunk_s)
+        self._check()
+
+    def _check(self) -> None:
+        if self._stop:
+            raise JobCancelled(self._stop)
+
+
+class FakeAsyncEngine:
+    """``chunk_s`` is how long a chunk takes, ``queued`` and ``running`` how many jobs may wait and be made."""
+
+    def __init__(self, chunk_s: float = 0.0, queued: int = 64, running: int = 4) -> None:
+        self.chunk_s, self.queued = chunk_s, queued
+        self.room = threading.Semaphore(running)
+        self.jobs: list[FakeJob] = []
+        self.closed = False
+
+    def submit(self, request: Request, watch=None) -> FakeJob:
+        if request.settings.search.seed == 666:
+            raise ValueError("search.seed: not this one")
+        self.jobs = [job for job in self.jobs if not job._over]
+        if sum(job.state == "queued" for job in self.jobs) >= self.queued:
+            raise Busy(2.0)
+        self.jobs.append(FakeJob(request, watch, self))
+        return self.jobs[-1]
+
+    def stats(self) -> FakeStats:
+        states = [job.state for job in self.jobs]
+        counts = (states.count(state) for state in ("queued", "running", "paused"))
+        return FakeStats(*counts, blocks_used=3, blocks=16, batch_rows=4, turns=9)
+
+    def close(self) -> None:
+        self.closed = True
+        for job in self.jobs:
+            job.cancel("closed")
+
+
+class FakeServed(Served):
+    """Knows a fake's packed values."""
+
+    def position(self, packed: Packed) -> tuple[int, int]:
+        return packed.tree["turns"], packed.tree["settled"]
+
+
+def fake_served(settings: Settings, engine: FakeAsyncEngine | None = None) -> FakeServed:
+    """Discs at 16 frames a second."""
+    engine = engine or FakeAsyncEngine()
+    return FakeServed(engine, settings, 16, 4, "cpu", {"noise": "torch"}, "fake")
