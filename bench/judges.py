@@ -49,7 +49,7 @@ class Rewards:
             raise RuntimeError(
                 f"reward.decoder: generator {settings.run.generator!r} came without a tiny decoder"
             )
-        rows = full.decoding.batch_rows
+        rows = full.decoding.portions.most
         self.decoding = Decoding(
             full.parts.generator.decoder, full.decoding.cold, rows, parts.scoring
         )

@@ -7,16 +7,20 @@ Legend: B rows, F latent frames of a chunk, T pixel frames, K survivors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from runtime.graph import GraphRunner
-from runtime.types import Branch, Decoder, Shown, row_ranges, take_rows
+from runtime.portions import Portions
+from runtime.types import Branch, Decoder, Shown, take_rows
 from runtime.window import Window
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,8 @@ class Decoding:
         self.decoder = Recorded.over(decoder, graphs)
         self.scoring = Recorded.over(scoring, graphs) if scoring else None
         self.cold = cold
-        self.batch_rows = batch_rows
+        advice = "lower run.decoder_rows or set run.decoder_tile"
+        self.portions = Portions(batch_rows, "decode", advice)
 
     def newest(self, branches: Sequence[Branch], latents: Tensor) -> Newest:
         """The newest chunk as the image reward sees it. latents [B, F, C, h, w]."""
@@ -122,10 +127,8 @@ class Decoding:
         self, branches: Sequence[Branch], latents: Tensor, newest: Tensor, past: int
     ) -> Window:
         if self.cold:
-            parts = [
-                self._cold_window(branches, latents, rows, past) for rows in self._batches(latents)
-            ]
-            return Window(torch.cat(parts))
+            cold = partial(self._cold_window, branches, latents, past)
+            return Window(torch.cat(self._parts(latents, cold)))
         return Window(newest, tuple(_last(branch.parent.frames, past) for branch in branches))
 
     def shown(
@@ -156,21 +159,23 @@ class Decoding:
         self, decoder: Decoder, past: Sequence[Any], latents: Tensor
     ) -> tuple[Tensor, tuple[tuple[range, Any], ...]]:
         """Frames of rows that go on from states ``past``, and the states after them by rows."""
-        frames, states = [], []
-        for rows in self._batches(latents):
+
+        def part(rows: range) -> tuple[Tensor, tuple[range, Any]]:
             parents = decoder.stack([past[row] for row in rows])
             newest, state = decoder.decode(latents[rows.start : rows.stop], parents)
-            frames.append(newest)
-            states.append((rows, state))
-        return torch.cat(frames), tuple(states)
+            return newest, (rows, state)
+
+        frames, states = zip(*self._parts(latents, part), strict=True)
+        return torch.cat(frames), states
 
     def _cold(self, latents: Tensor) -> Tensor:
         decoder = self.scoring or self.decoder
-        parts = [decoder.decode(latents[r.start : r.stop], None)[0] for r in self._batches(latents)]
-        return torch.cat(parts)
+        return torch.cat(
+            self._parts(latents, lambda r: decoder.decode(latents[r.start : r.stop], None)[0])
+        )
 
     def _cold_window(
-        self, branches: Sequence[Branch], latents: Tensor, rows: range, past: int
+        self, branches: Sequence[Branch], latents: Tensor, past: int, rows: range
     ) -> Tensor:
         decoder = self.scoring or self.decoder
         before = [_last(branches[row].parent.latents, past) for row in rows]
@@ -181,8 +186,11 @@ class Decoding:
             frames.append(decoded)
         return torch.cat(frames, dim=1)
 
-    def _batches(self, latents: Tensor) -> list[range]:
-        return row_ranges(len(latents), self.batch_rows)
+    def _parts(self, latents: Tensor, work: Callable[[range], Part]) -> list[Part]:
+        """What ``work`` makes of the rows, by those that are decoded together."""
+        made: list[Part] = []
+        self.portions.run(len(latents), latents.device, lambda rows: made.append(work(rows)))
+        return made
 
 
 def _states(branches: Sequence[Branch]) -> list[Any]:

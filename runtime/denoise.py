@@ -8,8 +8,7 @@ Legend: B rows of a batch, F latent frames of a chunk, C latent channels, h x w 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,13 +19,12 @@ from runtime.attention import Context, build_attention
 from runtime.buffers import DevicePlan, PlanBuffers
 from runtime.generators.schedule import Schedule, to_x0
 from runtime.generators.wan import Moment, TextContext, WanDiT
-from runtime.graph import GraphRunner, release
+from runtime.graph import GraphRunner
 from runtime.kernels.rotary import Positions
 from runtime.memory import KVPool
+from runtime.portions import Portions
 from runtime.settings import RunSettings
 from runtime.types import ChunkPlan, Draws, NoiseSource
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +58,10 @@ class Denoiser:
         self.pool = pool
         self.schedule = schedule
         self.noise = noise
-        self.most_rows = run.batch_rows  # 0: any number; falls when memory runs out, and stays
         self.attention = build_attention(run.attention, pool.kv)
         device = pool.kv.device
+        advice = "lower search.histories or memory.max_sink_frames"
+        self.portions = Portions(run.batch_rows, "denoise", advice)
         self.buffers = PlanBuffers(pool.blocks, schedule.passes, device)
         self.graphs = GraphRunner(self._mode(run.graphs), device)
         # rows -> whose prompts lie there, and where
@@ -105,7 +104,7 @@ class Denoiser:
             (x0,) = self.graphs.run(key, work, (x[rows.start : rows.stop],))
             out[rows.start : rows.stop] = x0
 
-        self._in_parts(plan.rows, part)
+        self.portions.run(plan.rows, self.pool.kv.device, part)
         return out
 
     @torch.no_grad()
@@ -117,7 +116,7 @@ class Denoiser:
             work = partial(self._clean, batch)
             self.graphs.run(("clean", batch.key), work, (latents[rows.start : rows.stop],))
 
-        self._in_parts(plan.rows, part)
+        self.portions.run(plan.rows, self.pool.kv.device, part)
 
     def flow(self, batch: Batch, x: Tensor, timestep: float) -> Tensor:
         """One forward, [B, F, C, h, w]."""
@@ -183,25 +182,3 @@ class Denoiser:
                 torch._foreach_copy_(places, [*text.keys, *text.values])
         self.texts[len(texts)] = tuple(texts), mine
         return mine
-
-    def _in_parts(self, rows: int, run: Callable[[range], None]) -> None:
-        """``run`` over ranges of at most ``most_rows``; where memory runs out, of half as many from now on.
-
-        A row's result does not depend on the range it is in but for rounding: its draws are its own.
-        """
-        first = 0
-        while first < rows:
-            size = min(self.most_rows or rows, rows - first)
-            try:
-                run(range(first, first + size))
-                first += size
-                continue
-            except torch.OutOfMemoryError as error:
-                if size == 1:
-                    raise RuntimeError(
-                        "no memory for one candidate's forward; lower search.histories or memory.max_sink_frames, "
-                        "or free memory of the device"
-                    ) from error
-            self.most_rows = size // 2
-            log.warning("no memory for %d candidates at once: %d from now on", size, size // 2)
-            release(self.pool.kv.device)

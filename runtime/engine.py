@@ -13,6 +13,7 @@ from runtime.decode import Decoding
 from runtime.denoise import Denoiser
 from runtime.drawing import Drawing
 from runtime.emit import Emitter
+from runtime.guarding import guarded
 from runtime.judging import Judging
 from runtime.kernels.dispatch import implementation
 from runtime.lanes import Lanes
@@ -51,6 +52,12 @@ class Engine:
         shape, dtype, device = generator.block_shape, generator.dtype, generator.device
         blocks = self.batch_prompts * blocks_of(settings)
         self.pool = KVPool(blocks, shape, dtype, device, run.ops)
+        rewards = {"image": parts.image, "video": parts.video, "final": parts.final}
+        self.guards = {
+            role: guarded(model, role, settings.reward.deadline_s)
+            for role, model in rewards.items()
+            if model is not None
+        }
         self.recipe = self.recipe_of(settings)
         self.denoiser = Denoiser(generator.dit, self.pool, generator.schedule, parts.noise, run)
         # Nobody but a reward looks at cold frames.
@@ -167,7 +174,7 @@ class Engine:
         """What ``settings`` make of this engine. ValueError for those that a video cannot have of its own."""
         parts, generator = self.parts, self.parts.generator
         check_own(settings, self.settings, parts.video is not None)
-        models = parts.image, parts.video
+        models = self.guards.get("image"), self.guards.get("video")
         rooms = settings.reward, settings.memory
         scorer = Scorer(*models, *rooms, settings.released, self.batch_rows)
         return build_recipe(settings, generator, self.pool, scorer)
@@ -229,7 +236,8 @@ class Engine:
         return line.video.emitter.flush(self._best(line))
 
     def _place(self, line: Line) -> Place:
-        return Place(line.video.prompt, self.fps, line.index, line.video.recipe.chunks)
+        video = line.video
+        return Place(video.prompt, self.fps, line.index, video.recipe.chunks, video.number)
 
     def _next(self, lines: Sequence[Line], places: Sequence[Place]) -> tuple[list[Line], Drawn]:
         """The candidates of the next chunks, drawn now or begun before."""
@@ -243,11 +251,13 @@ class Engine:
         spent = self.clock.take()
         for turn in turns:
             video = turn.video
+            incidents = video.recipe.scorer.incidents(video.number)
             if video.watch is not None and turn.error is None:
                 times = spent if turn is turns[-1] else {}
                 who = turn.candidates, turn.kept, turn.survivors
                 chunks, seen = video.recipe.chunks, frames[turn.span]
-                video.watch(ChunkRecord(turn.index, chunks, *who, seen, times, video.number))
+                end = times, video.number, incidents
+                video.watch(ChunkRecord(turn.index, chunks, *who, seen, *end))
         return spent
 
     def _best(self, line: Line) -> Trajectory:
@@ -256,10 +266,10 @@ class Engine:
         recipe = video.recipe
         if len(survivors) == 1 or not recipe.policy.rates:
             return survivors[0]
-        place = Place(video.prompt, self.fps, recipe.chunks - 1, recipe.chunks)
+        place = Place(video.prompt, self.fps, recipe.chunks - 1, recipe.chunks, video.number)
         chunks = recipe.chunks - video.scene.chunk  # what the prompt at hand is about
         frames = torch.stack([video.emitter.whole(survivor, chunks) for survivor in survivors])
-        return survivors[recipe.scorer.best(frames, place, self.parts.final)]
+        return survivors[recipe.scorer.best(frames, place, self.guards.get("final"))]
 
 
 def _roomy(line: Line) -> tuple[Trajectory, ...]:

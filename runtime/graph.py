@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.portions import release
+
 log = logging.getLogger(__name__)
 
 Work = Callable[..., tuple[Tensor, ...]]
@@ -125,10 +127,3 @@ def out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def release(device: torch.device) -> None:
-    """Give cached memory back before something smaller is tried."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -31,6 +32,8 @@ def grow(
     seen = frames if shown.seen is shown.frames else shown.seen.clone()
     chunk = Chunk(index, candidate.branch.seed, latents, frames, scores, candidate.route)
     past = max(window_chunks - 1, 1)
+    # What a reward did not judge changes nothing of what was known before.
+    short = [scores.short] if math.isfinite(scores.short) else []
     return Trajectory(
         memory=memory,
         seed=candidate.branch.seed,
@@ -40,9 +43,10 @@ def grow(
         scoring=shown.scoring,
         latents=(*parent.latents, latents)[-past:],
         frames=(*parent.frames, seen)[-past:],
-        shorts=(*parent.shorts, scores.short)[-past:],
-        short_sum=parent.short_sum + scores.short,
-        long=scores.long,
+        shorts=(*parent.shorts, *short)[-past:],
+        short_sum=parent.short_sum + sum(short),
+        judged=parent.judged + len(short),
+        long=scores.long if math.isfinite(scores.long) else parent.long,
         score=scores.fused,
         unsettled=(*parent.unsettled, chunk),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -12,10 +13,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
+from runtime.budget import Budget
 from runtime.packing import Packed
 from runtime.request import JobCancelled, JobFailed, Request
 from runtime.scenes import check_prompt
-from runtime.types import ChunkEvent
+from runtime.types import ChunkEvent, Incident
 
 ENDED = ("done", "failed", "cancelled")
 Wish = TypeVar("Wish")
@@ -43,6 +45,10 @@ class Job:
         self.name = request.name or f"video {number}"
         self.submitted = time.monotonic()
         self.chunks = self.made = 0  # of the whole video, and so far
+        self.budget: Budget | None = None  # what it chose and kept, once it runs with one
+        self.incidents: tuple[
+            Incident, ...
+        ] = ()  # rewards that failed: any makes it a degraded video
         self._wake = wake
         self._changed = threading.Condition()
         self._state, self._reason = "queued", ""
@@ -67,6 +73,19 @@ class Job:
     @property
     def ended(self) -> bool:
         return self._state in ENDED
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until its deadline."""
+        if self.request.deadline_s is None:
+            return math.inf
+        return self.submitted + self.request.deadline_s - time.monotonic()
+
+    @property
+    def late(self) -> str:
+        """That its deadline passed, and where it was."""
+        place = f"after chunk {self.made} of {self.chunks}" if self.chunks else "in the queue"
+        return f"its deadline of {self.request.deadline_s:g} s passed {place}"
 
     def cancel(self, reason: str = "cancelled") -> None:
         """End it at the next chunk boundary and give its memory back. A video that has ended stays as it is."""

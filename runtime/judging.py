@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,7 @@ from runtime.speculation import Speculation
 from runtime.telemetry import StageClock
 from runtime.types import Route, Scores
 
+T = TypeVar("T")
 UNJUDGED = Scores(math.nan, math.nan, math.nan), Route.DISCARD
 Verdicts = (
     list[tuple[Scores, Route]] | RuntimeError
@@ -53,14 +55,14 @@ class Judging:
         scorers = [line.video.recipe.scorer for line in lines]
         with beside("video reward"), stage("video reward"):
             longs = [
-                asked(scorer.rate_videos, [window], [place]) if wanted else None
+                attempted(scorer.rate_videos, [window], [place]) if wanted else None
                 for scorer, window, place, wanted in zip(
                     scorers, windows, places, judged, strict=True
                 )
             ]
         with beside("image reward"), stage("image reward"):
             shorts = [
-                asked(scorer.rate_images, newest.frames[span], [slice(None)], [place])
+                attempted(scorer.rate_images, newest.frames[span], [slice(None)], [place])
                 if wanted
                 else None
                 for scorer, span, place, wanted in zip(
@@ -88,16 +90,18 @@ class Judging:
             return None
         with self.lanes.beside("video reward"):
             early = Scorer.on_host(long)
+        if not any(map(math.isfinite, early)):
+            return None
         return self.speculation.begin(line, drawn, early, place)
 
 
 Answer = torch.Tensor | RuntimeError | None  # scores [B] of a line's rows; None: nobody asked
 
 
-def asked(rate: Callable[..., torch.Tensor], *given: object) -> Answer:
+def attempted(work: Callable[..., T], *given: object) -> T | RuntimeError:
     """What a reward says, or the error that ends its video. A lack of memory is everybody's."""
     try:
-        return rate(*given)
+        return work(*given)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -113,4 +117,4 @@ def _decided(
     branches = drawn.branches[span]
     if not isinstance(short, torch.Tensor) or not isinstance(long, torch.Tensor):
         return [UNJUDGED] * len(branches)
-    return scorer.decide(branches, short, long, place)
+    return attempted(scorer.decide, branches, short, long, place)

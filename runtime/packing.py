@@ -89,6 +89,7 @@ class Packer:
             "latents": [self.tensor(latents) for latents in one.latents],
             "frames": [self.tensor(frames) for frames in one.frames],
             "shorts": [told(short) for short in one.shorts],
+            "judged": one.judged,
             "numbers": [told(one.short_sum), told(one.long), told(one.score)],
             "unsettled": [self.chunk(chunk) for chunk in one.unsettled],
         }
@@ -168,6 +169,7 @@ class Unpacker:
             frames=tuple(self.tensor(name) for name in tree["frames"]),
             shorts=tuple(heard(short) for short in tree["shorts"]),
             short_sum=short_sum,
+            judged=int(tree["judged"]),
             long=long,
             score=score,
             unsettled=tuple(self._chunks[place] for place in tree["unsettled"]),

@@ -17,7 +17,7 @@ from runtime.search import SearchPolicy
 from runtime.settings import MemorySettings, NoiseSettings, Settings
 
 # Of ``reward`` only these may differ between the videos of one engine: the rest is built into it.
-OWN_REWARD = ("window_chunks", "tau", "stride")
+OWN_REWARD = ("window_chunks", "tau", "stride", "on_error")
 # How much an engine holds is no video's business.
 NOBODYS = ("prompts", "memory_share", "verify")
 
@@ -27,6 +27,7 @@ class Recipe:
     """The rooms that a video's settings shape."""
 
     settings: Settings
+    asked: Settings  # by the caller: where a budget chooses, not what the next chunk is made with
     policy: SearchPolicy
     mixing: NoiseSettings | None  # None: the noise of every chunk is fresh
     memory: MemorySettings  # without sinking where the policy does not route
@@ -63,6 +64,7 @@ def build_recipe(settings: Settings, generator: Generator, pool: KVPool, scorer:
         )
     memory = settings.memory if policy.sinks else replace(settings.memory, sinking=False)
     return Recipe(
+        settings,
         settings,
         policy,
         settings.noise if policy.propagates else None,

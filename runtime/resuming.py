@@ -19,6 +19,7 @@ from runtime.engine import Engine
 from runtime.lines import Line
 from runtime.memory import Lease
 from runtime.packing import Packed, Packer, Unpacker, plain
+from runtime.recipe import OWN_REWARD
 from runtime.scenes import Scene
 from runtime.settings import Settings
 from runtime.types import Watch
@@ -44,7 +45,7 @@ def identity(engine: Engine) -> str:
     reward = dataclasses.asdict(engine.settings.reward)
     named = {f"run.{name}": value for name, value in run.items() if name not in FREE}
     named |= {f"reward.{name}": value for name, value in reward.items()}
-    for own in ("window_chunks", "tau", "stride"):  # every video's own
+    for own in OWN_REWARD:
         named.pop(f"reward.{own}")
     named |= {
         "fidelity": engine.settings.fidelity,
@@ -73,7 +74,7 @@ def pack(line: Line, pool: Any) -> Packed:
         )
     packer, video = Packer(pool), line.video
     tree = {
-        "settings": json.loads(video.recipe.settings.to_json()),
+        "settings": json.loads(video.recipe.asked.to_json()),
         "scenes": [[scene.chunk, scene.prompt] for scene in video.scenes],
         "scene": [video.scene.chunk, video.scene.prompt],
         "index": line.index,

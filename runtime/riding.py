@@ -8,11 +8,13 @@ Source: start-time fair queueing (Goyal, Vin, Cheng 1996).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from runtime.job import Job
+from runtime.job import Job, Switch
 from runtime.lines import Line
 from runtime.memory import Lease
+from runtime.pacing import Pacing
+from runtime.scenes import MAX_SCENES, Scene
 
 
 @dataclass
@@ -23,6 +25,9 @@ class Ride:
     line: Line
     lease: Lease
     virtual: float  # time
+    pacing: Pacing | None = None  # None: no budget is kept
+    kept: int = 0  # candidates of its last chunk
+    frames: int = 0  # of it
     error: Exception | None = None  # of its watcher
 
     @property
@@ -50,3 +55,23 @@ def pick(rides: Sequence[Ride], most_rows: int) -> list[Ride]:
 def start(rides: Sequence[Ride]) -> float:
     """The virtual time at which a newcomer joins: that of whoever is furthest behind."""
     return min((ride.virtual for ride in rides), default=0.0)
+
+
+def switched(line: Line, wish: Switch) -> tuple[Line, int]:
+    """The line with a prompt that holds from a chunk on, and that chunk. What was planned for later chunks stays.
+
+    ValueError for a chunk that is made already, or does not exist.
+    """
+    video, chunks = line.video, line.video.recipe.chunks
+    chunk = line.index if wish.chunk is None else wish.chunk
+    if line.done:
+        raise ValueError("chunk: all chunks of this video are made")
+    if not line.index <= chunk < chunks:
+        raise ValueError(
+            f"chunk: want {line.index} to {chunks - 1}, which are not made yet, got {chunk}"
+        )
+    others = [scene for scene in video.scenes if scene.chunk != chunk]
+    if len(others) >= MAX_SCENES:
+        raise ValueError(f"prompts: want at most {MAX_SCENES} scenes")
+    scenes = sorted([*others, Scene(chunk, wish.prompt)], key=lambda scene: scene.chunk)
+    return replace(line, video=replace(video, scenes=tuple(scenes))), chunk

@@ -5,16 +5,30 @@ The one place between noise and selection where numbers come to the host: one co
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from runtime.guarding import Guarded, moved, one_score_each
 from runtime.settings import MemorySettings, RewardSettings
-from runtime.types import Branch, Clip, Picking, RewardModel, Route, Scores, Trajectory, row_ranges
+from runtime.types import (
+    Branch,
+    Clip,
+    Incident,
+    Picking,
+    RewardModel,
+    Route,
+    Scores,
+    Trajectory,
+    row_ranges,
+)
 from runtime.window import Window
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +39,7 @@ class Place:
     fps: int
     chunk: int  # index of the newest chunk
     chunks: int  # of the whole video
+    number: int = 0  # of the video, among those that share a scorer
 
 
 class Scorer:
@@ -41,6 +56,7 @@ class Scorer:
     ) -> None:
         self.image, self.video, self.batch_rows = image, video, batch_rows
         self.reward, self.memory, self.released = reward, memory, released
+        self._incidents: dict[int, list[Incident]] = {}  # by the numbers of videos
 
     def rate_images(
         self, frames: Tensor, spans: Sequence[slice], places: Sequence[Place]
@@ -69,8 +85,17 @@ class Scorer:
 
     def best(self, frames: Tensor, place: Place, model: RewardModel | None = None) -> int:
         """The row of whole videos [K, T, 3, H, W] that ``model`` (default: the video reward) likes most, the earliest
-        of equals; a score that is not finite never wins unless none is."""
+        of equals; a score that is not finite never wins unless none is.
+
+        RuntimeError, with the reasons, where the model failed for all of them and ``reward.on_error`` says so.
+        """
         scores = self.on_host(self._rate(model or self.video, Window(frames), place, "final"))
+        failed = self._failed("final", place)
+        if len(failed) == len(scores) and self.reward.on_error == "fail":
+            raise RuntimeError(
+                f"none of the {len(scores)} videos has a final score: {self._reasons(place)}; mend the reward, or set "
+                "reward.on_error='degrade' to take the best by its newest chunk"
+            )
         return max(
             range(len(scores)), key=lambda row: (math.isfinite(scores[row]), scores[row], -row)
         )
@@ -78,14 +103,61 @@ class Scorer:
     def decide(
         self, branches: Sequence[Branch], shorts: Tensor, longs: Tensor, place: Place
     ) -> list[tuple[Scores, Route]]:
-        """Scores and route of every candidate from its two rewards [B] each."""
+        """Scores and route of every candidate from its two rewards [B] each.
+
+        A candidate that one of them did not judge has no finite score, and goes on only where ``reward.on_error`` lets a
+        video go on without that reward. RuntimeError, with the reasons, where it does not.
+        """
         rewards = torch.stack([shorts.double(), longs.to(shorts.device).double()], dim=1)
         table = rewards.cpu().tolist()
-        weight = image_weight(place.chunk, place.chunks, self.reward.tau)
+        for role, column in zip(("image", "video"), zip(*table, strict=True), strict=True):
+            self._note_unfinite(role, column, place)
+        fused = self._fused(branches, table, place)
         return [
-            self._judge(branch.parent, short, long, weight, place.chunk)
-            for branch, (short, long) in zip(branches, table, strict=True)
+            self._judge(branch.parent, short, long, score, place.chunk)
+            for branch, (short, long), score in zip(branches, table, fused, strict=True)
         ]
+
+    def _note_unfinite(self, role: str, scores: Sequence[float], place: Place) -> None:
+        """Notes candidates whose score is no number though nothing failed."""
+        unfinite = {row for row, score in enumerate(scores) if not math.isfinite(score)}
+        if rows := sorted(unfinite - self._failed(role, place)):
+            reason = f"the model returns {scores[rows[0]]} for {len(rows)} of {len(scores)}"
+            self._note(Incident(role, place.chunk, tuple(rows), reason, "not finite"), place)
+
+    def _failed(self, role: str, place: Place) -> set[int]:
+        """Rows that a reward failed to judge at this place."""
+        noted = self._incidents.get(place.number, ())
+        here = [one for one in noted if one.role == role and one.chunk == place.chunk]
+        return {row for incident in here for row in incident.rows}
+
+    def _fused(
+        self, branches: Sequence[Branch], table: Sequence[Sequence[float]], place: Place
+    ) -> list[float]:
+        """The score that each candidate is chosen by. Where no candidate has both rewards: that of the reward which more
+        of them have, the video reward among equals; without any the order of the histories."""
+        weight = image_weight(place.chunk, place.chunks, self.reward.tau)
+        both = [weight * short + (1 - weight) * long for short, long in table]
+        if any(map(math.isfinite, both)):
+            return both
+        if self.reward.on_error == "fail":
+            raise RuntimeError(
+                f"none of the {len(both)} candidates has a finite score; a reward judged none of them: "
+                f"{self._reasons(place)}; mend it, or set reward.on_error='degrade' to go on without it"
+            )
+        shorts, longs = ([*column] for column in zip(*table, strict=True))
+        alone = max(longs, shorts, key=lambda column: sum(map(math.isfinite, column)))
+        if any(map(math.isfinite, alone)):
+            return alone
+        return [branch.parent.score for branch in branches]
+
+    def _reasons(self, place: Place) -> str:
+        told = [i.sentence for i in self._incidents.get(place.number, ()) if i.chunk == place.chunk]
+        return "; ".join(dict.fromkeys(told))
+
+    def incidents(self, number: int) -> tuple[Incident, ...]:
+        """What rewards did not judge of the video of this number since this was asked last."""
+        return tuple(self._incidents.pop(number, ()))
 
     def _rate_all(
         self,
@@ -105,29 +177,31 @@ class Scorer:
         for rows in row_ranges(len(window), self.batch_rows):
             part = window[rows.start : rows.stop]
             clip = clip_for(model, part, place)
-            scores.append(model.score(clip))
-            if scores[-1].shape != (len(part),):
-                raise RuntimeError(
-                    f"{kind} reward: want one score per clip [{len(part)}], "
-                    f"got {list(scores[-1].shape)}"
-                )
-            if clip.picked:
-                scores[-1] = scores[-1] + doubt(part.newest).to(scores[-1].device)
-        return torch.cat(scores)
+            score = one_score_each(model.score(clip), len(part), kind)
+            if isinstance(model, Guarded):
+                for incident in model.take():
+                    self._note(replace(moved(incident, rows.start), role=kind), place)
+            scores.append(score + doubt(part.newest).to(score.device) if clip.picked else score)
+        return torch.cat([score.to(scores[0].device) for score in scores])
+
+    def _note(self, incident: Incident, place: Place) -> None:
+        log.warning("%s", incident.sentence)
+        self._incidents.setdefault(place.number, []).append(incident)
 
     def _judge(
-        self, parent: Trajectory, short: float, long: float, weight: float, chunk: int
+        self, parent: Trajectory, short: float, long: float, fused: float, chunk: int
     ) -> tuple[Scores, Route]:
-        fused = weight * short + (1 - weight) * long
         if chunk == 0:
             return Scores(short, long, fused), Route.DISCARD
         if self.released:
-            mean = parent.short_sum / chunk
+            known, total = parent.judged, parent.short_sum
         else:
-            mean = sum(parent.shorts) / len(parent.shorts)
-        gain, drop = short - mean, parent.long - long
+            known, total = len(parent.shorts), sum(parent.shorts)
+        # Where nothing is known of the past, neither gate opens: no comparison with NaN holds.
+        gain = short - total / known if known else math.nan
+        drop = parent.long - long
         route = Route.DISCARD
-        if gain > self.memory.quality_threshold:
+        if gain > self.memory.quality_threshold and math.isfinite(short + long):
             route = Route.APPEND if drop > self.memory.transition_threshold else Route.EMA
         return Scores(short, long, fused, gain, drop), route
 

@@ -19,6 +19,7 @@ PROMPT_CHARACTERS = 4096
 MAX_PROMPTS = 1000  # asked for together
 LONGEST_SECONDS = 24 * 3600.0
 
+ON_ERROR = ("fail", "degrade")
 POLICIES = ("single", "best-of-n", "beam", "stream-t1", "halving")
 FIDELITIES = ("paper", "released")
 SCHEDULES = ("survivors", "released")
@@ -166,12 +167,20 @@ class RewardSettings:
     backend: str = "auto"  # what runs the networks; all but the torch ones read exported graphs
     graphs: str = ""  # the folder that ``python -m runtime.export`` wrote
     statistics: str = ""  # of each model in an ensemble: a JSON file of means and deviations
+    # a reward that judges no candidate of a chunk: "fail" ends the video, "degrade" goes on without it
+    on_error: str = "fail"
+    deadline_s: float = 0.0  # for one reward and chunk; what comes later is dropped; 0: none
 
     def __post_init__(self) -> None:
         one_of("reward.backend", self.backend, BACKENDS)
         _at_least("reward.window_chunks", self.window_chunks, 1)
         _at_least("reward.stride", self.stride, 1)
         one_of("reward.decoder", self.decoder, SCORING_DECODERS)
+        one_of("reward.on_error", self.on_error, ON_ERROR)
+        if not 0.0 <= self.deadline_s < math.inf:
+            raise ValueError(
+                f"reward.deadline_s: want seconds, or 0 for no deadline, got {self.deadline_s}"
+            )
         if not 0.0 <= self.tau <= 1.0:
             raise ValueError(f"reward.tau: want a value in [0, 1], got {self.tau}")
 

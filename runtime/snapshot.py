@@ -15,7 +15,6 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from runtime.output import reason
+from runtime.packing import Packed
 from runtime.tensorfile import DTYPES, NAMES, Entry, header_of, raw_bytes, read_header
 
 log = logging.getLogger(__name__)
@@ -38,14 +38,6 @@ MAX_DIGITS = 40  # of an integer
 PIECE_BYTES = 1 << 20
 SHOWN = 3  # differences that a refusal names
 KINDS = {b"\x80": "a pickle", b"PK": "a zip archive", b"\x1f\x8b": "a gzip archive"}
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A value as a tree of JSON types and the tensors that the tree names."""
-
-    tree: dict[str, Any]
-    tensors: dict[str, Tensor]
 
 
 def write(folder: Path, packed: Packed, config: str, name: str, keep: int = 2) -> Path:

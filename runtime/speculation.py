@@ -66,7 +66,10 @@ class Speculation:
     def guess(
         recipe: Recipe, drawn: Drawn, longs: Sequence[float], place: Place
     ) -> tuple[int, ...]:
-        """Who survives if every candidate's image reward is that of its parent's newest chunk."""
+        """Who survives if every candidate's image reward is that of its parent's newest chunk.
+
+        ``longs`` has a finite number.
+        """
         weight = image_weight(place.chunk, place.chunks, recipe.settings.reward.tau)
         none = torch.empty(0)
         candidates = []

@@ -14,20 +14,22 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from runtime import resuming
+from runtime.costs import Costs
 from runtime.engine import Engine
 from runtime.job import Job, Switch, grant, refuse, refuse_all
-from runtime.lines import Line, Round
+from runtime.lines import Round
 from runtime.memory import Lease
+from runtime.pacing import Pacing
 from runtime.packing import Packed
 from runtime.recipe import Recipe
 from runtime.request import Busy, Limits
-from runtime.riding import Ride, pick, start
-from runtime.scenes import MAX_SCENES, Scene, scenes_of
+from runtime.riding import Ride, pick, start, switched
+from runtime.scenes import scenes_of
 from runtime.stats import Stats, Tally
 from runtime.types import ChunkEvent, ChunkRecord, Watch
 
@@ -53,7 +55,7 @@ class Turning:
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self.engine, self.limits = engine, limits
-        self.tally = Tally()
+        self.tally, self.costs = Tally(), Costs()
         self.waiting: list[Waiting] = []
         self.rides: list[Ride] = []
         self._news = threading.Condition()
@@ -98,23 +100,28 @@ class Turning:
         """Until closed."""
         device = self.engine.pool.kv.device
         place = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        end = "cancelled", "the engine was closed"
         with place:
-            while not self._closing:
-                self._boundary()
-                if riders := self._ready():
-                    self._turn(riders)
-                else:
-                    self._sleep()
-            for ride in list(self.rides):
-                self._end(ride, "cancelled", "the engine was closed")
-            for one in list(self.waiting):
-                self._end(one, "cancelled", "the engine was closed")
+            try:
+                while not self._closing:
+                    self._boundary()
+                    if riders := self._ready():
+                        self._turn(riders)
+                    else:
+                        self._sleep()
+            except BaseException as error:
+                end = "failed", f"the engine's thread ended: {type(error).__name__}: {error}"
+                raise
+            finally:  # whatever happens: nobody waits for what will never come
+                self.close()
+                for one in [*self.rides, *self.waiting]:
+                    self._end(one, *end)
 
     def _sleep(self) -> None:
         """Until something is wanted, or a deadline passes."""
         with self._news:
             jobs = [one.job for one in self.waiting] + [ride.job for ride in self.rides]
-            times = [left(job) for job in jobs]
+            times = [job.left_s for job in jobs]
             soonest = min(times, default=math.inf)
             timeout = None if soonest == math.inf else max(soonest, 0.0)
             self._news.wait_for(lambda: self._told, timeout)
@@ -128,8 +135,8 @@ class Turning:
             if cancel is not None:
                 self._end(one, "cancelled", cancel)
                 why = f"{one.job.name} is cancelled"
-            elif left(one.job) <= 0:
-                why = late(one.job)
+            elif one.job.left_s <= 0:
+                why = one.job.late
                 self._end(one, "failed", why)
             elif isinstance(one, Ride):
                 for wish in switches:
@@ -168,6 +175,10 @@ class Turning:
             self._end(one, "failed", reason(error))
             return
         ride.line = line
+        if job.request.budget_fps is not None:
+            self.engine.clock.exact = True
+            ride.pacing = Pacing(self.engine, one.recipe, job.request.budget_fps, self.costs)
+            job.budget = ride.pacing.budget
         with self._news:
             self.waiting.remove(one)
             self.rides.append(ride)
@@ -178,6 +189,8 @@ class Turning:
 
         def guarded(record: ChunkRecord) -> None:
             ride.job.made = record.index + 1
+            ride.kept, ride.frames = len(record.kept), record.frames.shape[1]
+            ride.job.incidents += record.incidents
             self.tally.chunks += 1
             self.tally.frames += record.frames.shape[1]
             try:
@@ -190,7 +203,15 @@ class Turning:
 
     def _ready(self) -> list[Ride]:
         """The rides of the next turn, with room for their chunks and in their scenes."""
-        able = [ride for ride in self.rides if ride.job.state != "paused"]
+        able = []
+        for ride in self.rides:
+            paused = ride.job.state == "paused"
+            if ride.pacing and paused:
+                ride.pacing.paused()
+            elif ride.pacing:
+                ride.line = ride.pacing.chosen(ride.line)
+            if not paused:
+                able.append(ride)
         picked = pick(able, self.limits.batch_rows) if able else []
         return [ride for ride in picked if self._roomy(ride)]
 
@@ -219,6 +240,9 @@ class Turning:
         self.tally.batch_rows = sum(rows)
         for ride, drawn in zip(riders, rows, strict=True):
             ride.charge(drawn)
+            if ride.pacing:
+                share = drawn / sum(rows)
+                ride.pacing.made(drawn, ride.kept, ride.frames, after.stage_ms, share)
         self.tally.stage_ms.update(after.stage_ms)
         self._deliver(riders, after)
 
@@ -258,6 +282,7 @@ class Turning:
             ride.job.add(events)
             self._end(ride, "failed", reason(error))
             return
+        ride.job.incidents += ride.line.video.recipe.scorer.incidents(ride.job.number)
         self.tally.routes.update(event.route.value for event in last)
         ride.job.add([*events, *last])
         self._end(ride, "done", "")
@@ -285,39 +310,6 @@ class Turning:
                 self.waiting.remove(one)
             self.tally.ended[state] += 1
         one.job.end(state, why)
-
-
-def switched(line: Line, wish: Switch) -> tuple[Line, int]:
-    """The line with a prompt that holds from a chunk on, and that chunk. What was planned for later chunks stays.
-
-    ValueError for a chunk that is made already, or does not exist.
-    """
-    video, chunks = line.video, line.video.recipe.chunks
-    chunk = line.index if wish.chunk is None else wish.chunk
-    if line.done:
-        raise ValueError("chunk: all chunks of this video are made")
-    if not line.index <= chunk < chunks:
-        raise ValueError(
-            f"chunk: want {line.index} to {chunks - 1}, which are not made yet, got {chunk}"
-        )
-    others = [scene for scene in video.scenes if scene.chunk != chunk]
-    if len(others) >= MAX_SCENES:
-        raise ValueError(f"prompts: want at most {MAX_SCENES} scenes")
-    scenes = sorted([*others, Scene(chunk, wish.prompt)], key=lambda scene: scene.chunk)
-    return replace(line, video=replace(video, scenes=tuple(scenes))), chunk
-
-
-def left(job: Job) -> float:
-    """Seconds until a job's deadline."""
-    if job.request.deadline_s is None:
-        return math.inf
-    return job.submitted + job.request.deadline_s - time.monotonic()
-
-
-def late(job: Job) -> str:
-    """That a job's deadline passed, and where it was."""
-    place = f"after chunk {job.made} of {job.chunks}" if job.chunks else "in the queue"
-    return f"its deadline of {job.request.deadline_s:g} s passed {place}"
 
 
 def reason(error: Exception) -> str:

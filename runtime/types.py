@@ -5,6 +5,7 @@ Legend: B rows, F latent frames of a chunk, C latent channels, h x w latent size
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -88,8 +89,9 @@ class Trajectory:
         Tensor, ...
     ] = ()  # of the reward window as rewards saw it, newest last, each [T, 3, H, W]
     shorts: tuple[float, ...] = ()  # image rewards of the recent window, newest last
-    short_sum: float = 0.0  # over every chunk so far
-    long: float = 0.0  # video reward at the newest chunk
+    short_sum: float = 0.0  # over every chunk so far that has one
+    judged: int = 0  # chunks that have one
+    long: float = math.nan  # video reward at the newest chunk that has one
     score: float = 0.0
     unsettled: tuple[Chunk, ...] = ()  # chunks not yet shown, oldest first
 
@@ -158,6 +160,22 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
+class Incident:
+    """A reward that did not judge some candidates: which, where, and why. Whoever has one got a degraded video."""
+
+    role: str  # "image", "video", "draft", "final"
+    chunk: int
+    rows: tuple[int, ...]  # of the video's candidates
+    reason: str
+    kind: str = "raised"  # "raised", "late", "memory", or "not finite": judged, but by no number
+
+    @property
+    def sentence(self) -> str:
+        many = f"{len(self.rows)} candidate" + ("" if len(self.rows) == 1 else "s")
+        return f"{self.role} reward: no score for {many} of chunk {self.chunk} ({self.kind}): {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkRecord:
     """All that was decided at one chunk, for whoever watches: traces, progress bars, benchmarks, replays."""
 
@@ -171,6 +189,7 @@ class ChunkRecord:
         str, float
     ]  # of the whole batch; in the record of its last video, empty in the others'
     prompt: int = 0  # which of the prompts that were asked for together
+    incidents: tuple[Incident, ...] = ()  # rewards that did not judge
 
 
 Watch = Callable[[ChunkRecord], None]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from runtime.async_engine import Busy, JobCancelled, JobFailed, Request
-from runtime.serve.served import Served
+from runtime.packing import Packed
+from runtime.request import Busy, JobCancelled, JobFailed, Limits, Request
+from runtime.resuming import facts
 from runtime.settings import Settings
-from runtime.snapshot import Packed
 from tests.fake_engine import FakeEngine
 
 
@@ -36,7 +37,8 @@ class FakeJob:
     """One video on a thread of its own, begun when the engine has room for it."""
 
     def __init__(self, request: Request, watch, engine: FakeAsyncEngine) -> None:
-        self.name, self.state, self.incidents = "fake", "queued", ()
+        self.state, self.reason, self.incidents = "queued", "", ()
+        self.chunks = max(1, round((request.settings.seconds * 16 + 3) / 12))
         self._request, self._watch, self._engine = request, watch, engine
         self._changed = threading.Condition()
         self._events: deque = deque()
@@ -46,8 +48,8 @@ class FakeJob:
         self._stop = ""
         self._shown = 0
         self._wake: Callable[[], None] = lambda: None
-        tree = request.resume.tree if request.resume else {"turns": 0, "settled": 0}
-        self._first, self._skip = tree["turns"], tree["settled"]
+        known = facts(request.resume) if request.resume else None
+        self._first, self._skip = (known.index, known.settled) if known else (0, 0)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -68,7 +70,7 @@ class FakeJob:
         answer: Future = Future()
         with self._changed:
             if self._over:
-                answer.set_exception(RuntimeError("the job has ended"))
+                answer.set_exception(ValueError("the job has ended"))
             else:
                 self._wanted.append(answer)
         return answer
@@ -114,11 +116,11 @@ class FakeJob:
         except JobCancelled as stop:
             self.state, self._end = "cancelled", stop
         except Exception as error:
-            self.state, self._end = "failed", JobFailed(str(error))
+            self.state, self._end, self.reason = "failed", JobFailed(f"x: {error}"), str(error)
         with self._changed:
             self._over = True
             for answer in self._wanted:
-                answer.set_exception(RuntimeError("the job has ended"))
+                answer.set_exception(ValueError("the job has ended"))
             self._changed.notify_all()
         self._wake()
 
@@ -141,13 +143,22 @@ class FakeJob:
             self.state = "paused" if full else "running"
             self._changed.wait_for(lambda: len(self._events) < self._request.backlog or self._stop)
             self.state = "running"
-            state = {"state": torch.full((4,), float(index))}
             for answer in self._wanted:
-                answer.set_result(Packed({"turns": index, "settled": self._shown}, state))
+                answer.set_result(self._packed(index))
             self._wanted.clear()
         self._check()
         time.sleep(self._engine.chunk_s)
         self._check()
+
+    def _packed(self, index: int) -> Packed:
+        settings = self._request.settings
+        tree = {
+            "settings": json.loads(settings.to_json()),
+            "scenes": [[0, "a disc"]],
+            "index": index,
+            "survivors": [{"unsettled": list(range(index - self._shown))}],
+        }
+        return Packed(tree, {"state": torch.full((4,), float(index))})
 
     def _check(self) -> None:
         if self._stop:
@@ -157,18 +168,23 @@ class FakeJob:
 class FakeAsyncEngine:
     """``chunk_s`` is how long a chunk takes, ``queued`` and ``running`` how many jobs may wait and be made."""
 
+    fps, implementations, identity = 16, {"noise": "torch"}, '{"weights": "discs"}'
+
     def __init__(self, chunk_s: float = 0.0, queued: int = 64, running: int = 4) -> None:
-        self.chunk_s, self.queued = chunk_s, queued
+        self.chunk_s, self.limits = chunk_s, Limits(queued=queued)
+        self.settings = Settings()
         self.room = threading.Semaphore(running)
         self.jobs: list[FakeJob] = []
         self.closed = False
 
     def submit(self, request: Request, watch=None) -> FakeJob:
+        if request.resume:
+            request = replace(request, settings=facts(request.resume).settings)
         if request.settings.search.seed == 666:
             raise ValueError("search.seed: not this one")
         self.jobs = [job for job in self.jobs if not job._over]
-        if sum(job.state == "queued" for job in self.jobs) >= self.queued:
-            raise Busy(2.0)
+        if sum(job.state == "queued" for job in self.jobs) >= self.limits.queued:
+            raise Busy(self.limits.queued, 2.0)
         self.jobs.append(FakeJob(request, watch, self))
         return self.jobs[-1]
 
@@ -181,16 +197,3 @@ class FakeAsyncEngine:
         self.closed = True
         for job in self.jobs:
             job.cancel("closed")
-
-
-class FakeServed(Served):
-    """Knows a fake's packed values."""
-
-    def position(self, packed: Packed) -> tuple[int, int]:
-        return packed.tree["turns"], packed.tree["settled"]
-
-
-def fake_served(settings: Settings, engine: FakeAsyncEngine | None = None) -> FakeServed:
-    """Discs at 16 frames a second."""
-    engine = engine or FakeAsyncEngine()
-    return FakeServed(engine, settings, 16, 4, "cpu", {"noise": "torch"}, "fake")

@@ -13,18 +13,17 @@ import time
 from pathlib import Path
 
 from runtime import output, snapshot
+from runtime.request import Limits
 from runtime.serve.worker import main
 from runtime.settings import Settings
-from tests.fake_async_engine import FakeAsyncEngine, fake_served
+from tests.fake_async_engine import FakeAsyncEngine
 
 
-def build(settings: Settings):
+def build(settings: Settings, limits: Limits) -> FakeAsyncEngine:
     if hooks.get("broken"):
         raise RuntimeError("the weights are not there")
     time.sleep(hooks.get("load_s", 0))
-    return fake_served(
-        settings, FakeAsyncEngine(hooks.get("chunk_s", 0.0), hooks.get("queued", 64))
-    )
+    return FakeAsyncEngine(hooks.get("chunk_s", 0.0), limits.queued)
 
 
 def slow_snapshots(seconds: float, first: int) -> None:
@@ -47,9 +46,9 @@ def full_disk(name: str, job: str, after_bytes: int) -> None:
     write = output.OutputFile._write
 
     def full(self, content: bytes) -> None:
-        if self.path.name == name and self.path.parent.name == job:
-            if self.size + len(content) > after_bytes:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        mine = self.path.name == name and self.path.parent.name == job
+        if mine and self.size + len(content) > after_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         write(self, content)
 
     output.OutputFile._write = full

@@ -18,6 +18,7 @@ FOLDERS = {
 NOUNS = {
     "runtime.types",
     "runtime.buffers",
+    "runtime.portions",
     "runtime.settings",
     "runtime.weights",
     "runtime.manifest",
@@ -37,6 +38,7 @@ SERVICES = {
     "runtime.trt",
     "runtime.ort",
     "runtime.lanes",
+    "runtime.guarding",
     "runtime.telemetry",
     "runtime.output",
     "runtime.thumbnails",
@@ -69,10 +71,13 @@ HALVES = {
     "runtime.recipe",
     "runtime.judging",
     "runtime.settling",
+    "runtime.costs",
+    "runtime.budget",
 }  # of the engine, too long for one file
 MANY = {
     "runtime.async_engine",
     "runtime.job",
+    "runtime.pacing",
     "runtime.request",
     "runtime.resuming",
     "runtime.riding",
@@ -100,6 +105,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     "runtime.types": {"runtime.settings"},
     "runtime.buffers": {"runtime.types", "runtime.settings", "runtime.kernels"},
     "runtime.manifest": set(),
+    "runtime.portions": set(),
     "runtime.tensorfile": set(),
     "runtime.shards": {"runtime.manifest", "runtime.tensorfile"},
     "runtime.window": {"runtime.types"},

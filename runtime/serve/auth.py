@@ -44,8 +44,7 @@ class Keyring:
         return self.open or self._by_key(connection) or self.by_cookie(connection)
 
     def _by_key(self, connection: HTTPConnection) -> bool:
-        kind, _, key = connection.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and self.fits(key.strip()):
+        if self.fits(bearer(connection)):
             return True
         return connection.scope["type"] == "websocket" and any(
             self.fits(_plain(name[4:]))
@@ -64,6 +63,12 @@ class Keyring:
 
     def _mark(self, until: str) -> str:
         return hmac.new(self._seal, until.encode(), hashlib.sha256).hexdigest()
+
+
+def bearer(connection: HTTPConnection) -> str:
+    """The key of an ``Authorization: Bearer`` header; "" without one."""
+    kind, _, key = connection.headers.get("authorization", "").partition(" ")
+    return key.strip() if kind.lower() == "bearer" else ""
 
 
 def _digest(key: str) -> bytes:

@@ -76,8 +76,12 @@ def guess(name: str, known: Iterable[str]) -> str:
 
 
 def told(problems: Sequence[Mapping[str, Any]], known: Iterable[str]) -> ApiError:
-    """The first of pydantic's problems as our error; ``known`` are the names that fields have."""
-    problem = problems[0]
+    """One of pydantic's problems as our error: a misspelt name before what is missing for it.
+
+    ``known`` are the names that fields have.
+    """
+    unknown = (problem for problem in problems if problem["type"] == "extra_forbidden")
+    problem = next(unknown, problems[0])
     where = [str(part) for part in problem["loc"] if part not in UNSAID]
     param = ".".join(where) or "body"
     if problem["type"] == "extra_forbidden":

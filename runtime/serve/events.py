@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Response, WebSocket
@@ -51,7 +51,7 @@ async def events(
     )  # fmt: skip
 
 
-async def _told(live: Live, offset: int) -> AsyncIterator[bytes]:
+async def _told(live: Live, offset: int) -> AsyncGenerator[bytes, None]:
     yield b": events of the job\n\n"
     async with contextlib.aclosing(live.events(offset)) as found:
         async for end, line in found:

@@ -90,7 +90,7 @@ class _Seen:
             self.status = message.get("status", 101)
             common = [(b"x-request-id", self._name.encode())]
             if kind != "websocket.accept":
-                common += [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]  # fmt: skip
+                common += [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin")]  # fmt: skip
             message = {**message, "headers": [*message.get("headers", ()), *common]}
         elif kind == "websocket.close" and not self.status:
             self.status = 403

@@ -31,19 +31,21 @@ NOTHING = torch.empty(0)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Who makes a job's video, and of what: what must not have changed when it goes on."""
+    """Of what a job's video is made, and by whom."""
 
     prompts: tuple[tuple[int, str], ...]
     settings: Settings
     fps: int
-    chunks: int
     implementations: Mapping[str, str]
-    identity: str  # of the engine
+    identity: str  # of the engine, as JSON
 
     @property
     def config(self) -> str:
-        """What a snapshot is held against, as JSON: another path of ``ops`` may round otherwise, too."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """What must be the same where the video goes on, as JSON. Which of ``run`` that is, the identity knows."""
+        settings = {k: v for k, v in asdict(self.settings).items() if k != "run"}
+        who = {"engine": json.loads(self.identity), "implementations": dict(self.implementations)}
+        video = {"prompts": spelled(self.prompts), "fps": self.fps, "settings": settings}
+        return json.dumps(who | video, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,12 @@ class JobFiles:
             self._video.close()
             raise
 
-    def begin(self) -> None:
-        """Begin anew; what lay in the folder goes as the first chunk comes."""
+    def begin(self, chunks: int) -> None:
+        """Begin anew a video of so many chunks; what lay in the folder goes as the first one comes."""
         shutil.rmtree(self._folder / SNAPSHOTS, ignore_errors=True)
         made = self._made
         prompt = spelled(made.prompts)
-        self._trace.begin(prompt, made.settings, made.fps, made.chunks, made.implementations)
+        self._trace.begin(prompt, made.settings, made.fps, chunks, made.implementations)
         self._told[0] = self._trace.size_bytes
 
     def resume(self, mark: Mark) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from runtime.serve.backend import Message
@@ -68,7 +68,7 @@ def whole_lines(path: Path) -> int:
 
 async def follow(
     path: Path, valid: Callable[[], tuple[int, bool]], bell: Bell, offset: int, quiet_s: float
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The bytes of a growing file from ``offset`` on, each once it is valid; b"" when nothing came for ``quiet_s``.
 
     ``valid`` tells how many bytes are, and whether that is all there will ever be. Reads in a thread and in pieces, so

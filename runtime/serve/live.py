@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,11 @@ class Live:
         self.job = replace(self.job, **fields)
         return self.job
 
-    def video_bytes(self, offset: int = 0) -> AsyncIterator[bytes]:
+    def video_bytes(self, offset: int = 0) -> AsyncGenerator[bytes, None]:
         """The video as it grows; ends with the job. b"" is a sign of life."""
         return follow(self.video, lambda: (self.job.bytes, not self.job.open), self.bell, offset, QUIET_S)  # fmt: skip
 
-    async def events(self, offset: int = 0) -> AsyncIterator[tuple[int, bytes]]:
+    async def events(self, offset: int = 0) -> AsyncGenerator[tuple[int, bytes], None]:
         """(offset behind it, JSON line) of every event from ``offset`` on; ends with the job. b"" is a sign of life."""
         rest = b""
 

@@ -57,12 +57,13 @@ class JsonLines(logging.Formatter):
             "message": self._clean(record.getMessage()),
             "request": REQUEST.get(),
             "job": JOB.get(),
-            **getattr(record, "facts", {}),
         }
+        facts = getattr(record, "facts", {})
+        fields |= {name: value for name, value in facts.items() if name not in fields}
         if record.exc_info:
             fields["error"] = self._clean(self.formatException(record.exc_info))
-        told = {key: value for key, value in fields.items() if value is not None}
-        return self._struck(json.dumps(finite(told), default=str))
+        told = {key: value for key, value in finite(fields).items() if value is not None}
+        return self._struck(json.dumps(told, default=str))
 
     def _time(self, seconds: float) -> str:
         whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

@@ -79,7 +79,10 @@ class Metrics:
         gauge = self._gauge
         self._states = gauge("jobs", "Jobs in the worker by state.", "state")
         self._rows = gauge("batch_rows", "Candidates in the newest turn's batch.")
-        self._fill = gauge("batch_fill_ratio", "Share of the engine's candidate slots in use.")
+        self._fill = gauge(
+            "batch_fill_ratio",
+            "Newest turn's candidates, as a share of the most that a turn may have.",
+        )
         self._blocks = gauge("kv_blocks", "KV blocks of the pool by state.", "state")
         self._fps = gauge("frames_per_second", f"Settled frames a second, last {PACE_SECONDS:g} s.")
         self._up = gauge("worker_up", "1 while a worker is ready.")
@@ -146,14 +149,14 @@ class Metrics:
         self._warm.set(event["warm_ms"] / 1e3)
 
     def _stats(self, event: Message) -> None:
+        moving = {"running": event["running"] - event["paused"]}  # the paused are among them
         for state in STATES:
-            self._states.labels(state).set(event[state])
+            self._states.labels(state).set(moving.get(state, event[state]))
         used, blocks = event["blocks_used"], event["blocks"]
         self._blocks.labels("used").set(used)
         self._blocks.labels("free").set(blocks - used)
         self._rows.set(event["batch_rows"])
-        if event.get("candidates"):
-            self._fill.set(event["batch_rows"] / event["candidates"])
+        self._fill.set(event["batch_rows"] / event["batch_limit"])
 
     def _turn(self, event: Message) -> None:
         self._drawn.inc(len(event["candidates"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -14,7 +14,7 @@ from runtime.serve.errors import ApiError
 from runtime.serve.service import Slots
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Any]) -> bool:
     """Do ``work`` unless the client goes away first, which ends it; whether it was done."""
     doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
     try:
@@ -43,7 +43,7 @@ class Following(Response):
 
     def __init__(
         self,
-        pieces: AsyncIterator[bytes],
+        pieces: AsyncGenerator[bytes, None],
         slots: Slots,
         stalled_s: float,
         *,
@@ -88,7 +88,7 @@ class Following(Response):
                 await self._start(send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            await self._pieces.aclose()  # type: ignore[attr-defined]
+            await self._pieces.aclose()
 
     async def _start(self, send: Send) -> None:
         start = {"status": self.status_code, "headers": self.raw_headers}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from runtime.serve.auth import COOKIE, COOKIE_S, root_of, unauthorised
+from runtime.serve.auth import COOKIE, COOKIE_S, bearer, root_of, unauthorised
 from runtime.serve.reading import form_of
 from runtime.serve.service import Served
 
@@ -20,7 +20,7 @@ async def enter(request: Request, service: Served) -> Response:
     if by_form:
         key = dict(await form_of(request, service.options.bounds)).get("key", "")
     else:
-        key = request.headers.get("authorization", "").partition(" ")[2].strip()
+        key = bearer(request)
     if not keyring.fits(key):
         return unauthorised(request)
     root = root_of(request)

@@ -14,17 +14,19 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from runtime.request import JobCancelled, JobFailed, Request
+from runtime.resuming import facts
 from runtime.serve.commands import Submit, Switch
 from runtime.serve.job_files import JobFiles, Made, Mark, has_snapshot, last_saved, light
 from runtime.serve.logs import about
-from runtime.serve.served import Served
 from runtime.serve.wire import Message
 
 if TYPE_CHECKING:
-    from runtime.snapshot import Packed
+    from runtime.async_engine import AsyncEngine
+    from runtime.job import Job
+    from runtime.packing import Packed
     from runtime.types import ChunkEvent, ChunkRecord
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ Told = TypeVar("Told")
 class Office:
     """What all jobs share."""
 
-    served: Served
+    engine: AsyncEngine
     tell: Callable[[Message], Awaitable[None]]  # an event, once the link has room
     threads: Executor
     snapshot_chunks: int  # between two snapshots; 0: only when the worker stops
@@ -56,6 +58,7 @@ class Progress:
     began: float = field(default_factory=time.monotonic)
     told: bool = False  # the server knows that it began
     turns: int = 0  # chunks made
+    asked: int = 0  # turns when the latest snapshot was asked for
     saved: int = -1  # turns in the newest snapshot
 
 
@@ -64,20 +67,14 @@ class VideoJob:
 
     def __init__(self, command: Submit, office: Office) -> None:
         """Raises ValueError for an command that the engine cannot take."""
-        served = office.served
+        engine = office.engine
         self.name = command.job
         self._asked, self._office = command, office
         if not command.folder.is_dir():
             raise ValueError("folder: there is none")
-        settings = served.settings.with_changes(command.settings)
-        self._made = Made(
-            command.prompts,
-            settings,
-            served.fps,
-            served.chunks(settings),
-            served.implementations,
-            served.identity,
-        )
+        settings = engine.settings.with_changes(command.settings)
+        who = engine.fps, engine.implementations, engine.identity
+        self._made = Made(command.prompts, settings, *who)
         self._notes: deque[ChunkRecord] = deque()
         self._loop = asyncio.get_running_loop()
         self._noted = asyncio.Event()  # there are notes
@@ -86,7 +83,7 @@ class VideoJob:
         self._progress = Progress()
         self._files: JobFiles | None = None
         self._mark: Mark | None = None  # where it goes on
-        self._job: Any = None
+        self._job: Job
         self._saving: asyncio.Task[None] | None = None
         self._writing = False  # a snapshot is on its way to the disk
         self._broken: Exception | None = None
@@ -94,13 +91,23 @@ class VideoJob:
 
     async def submit(self) -> None:
         """Hand the job to the engine. Raises ValueError, or Busy when its queue is full."""
-        resume = None
-        if self._asked.resume:
-            found = await self._office.aside(last_saved, self._asked.folder, self._made)
+        asked, resume = self._asked, None
+        if asked.resume:
+            found = await self._office.aside(last_saved, asked.folder, self._made)
             resume, self._mark = found or (None, None)
         if self._mark:
-            self._progress.turns = self._progress.saved = self._mark.turns
-        self._job = self._office.served.submit(self._asked, self._made.settings, resume, self._note)
+            progress = self._progress
+            progress.turns = progress.asked = progress.saved = self._mark.turns
+        request = Request(
+            prompts=asked.prompts,
+            settings=None if resume else self._made.settings,  # a snapshot brings its own
+            name=self.name,
+            priority=asked.priority,
+            deadline_s=asked.deadline_s,
+            budget_fps=asked.budget_fps,
+            resume=resume,
+        )
+        self._job = self._office.engine.submit(request, self._note)
 
     async def run(self) -> None:
         """Until the job has ended and its last event is told. Raises nothing of the job's own."""
@@ -135,8 +142,7 @@ class VideoJob:
             with contextlib.suppress(asyncio.CancelledError):
                 if self._saving:
                     await asyncio.shield(self._saving)
-            if self._progress.saved < self._progress.turns or not self._progress.turns:
-                await self._save()
+            await self._save()  # of the chunk that is being made, too
         self._job.cancel("the server stops")
 
     async def note_state(self) -> None:
@@ -144,7 +150,9 @@ class VideoJob:
         if not self._progress.told and self._job.state in ("running", "paused"):
             self._progress.told, self._progress.began = True, time.monotonic()
             first = self._mark.turns if self._mark else 0
-            told = {"event": "began", "job": self.name, "chunks": self._made.chunks, "chunk": first}
+            told = {"event": "began", "job": self.name, "chunks": self._job.chunks, "chunk": first}
+            if self._mark:  # what of the video is good already
+                told |= {"settled": self._mark.chunks, "bytes": self._mark.bytes}
             await self._office.tell(told)
 
     def _note(self, record: ChunkRecord) -> None:
@@ -154,8 +162,6 @@ class VideoJob:
 
     async def _follow(self) -> Message:
         """Bring every settled chunk to the files; the job's last event."""
-        from runtime.async_engine import JobCancelled
-
         try:
             async for event in self._job:
                 if self._broken is None:
@@ -219,8 +225,10 @@ class VideoJob:
         if self._files is None:
             files = await self._office.aside(JobFiles, self._asked.folder, self._made)
             self._files = files
-            begin = partial(files.resume, self._mark) if self._mark else files.begin
-            await self._office.aside(begin)
+            if self._mark:
+                await self._office.aside(files.resume, self._mark)
+            else:
+                await self._office.aside(files.begin, self._job.chunks)
         return self._files
 
     async def _grown(self) -> None:
@@ -228,9 +236,11 @@ class VideoJob:
             self._moved.notify_all()
 
     def _save_in_turn(self) -> None:
-        every, turns = self._office.snapshot_chunks, self._progress.turns
+        every, progress = self._office.snapshot_chunks, self._progress
         idle = not self._leaving and (self._saving is None or self._saving.done())
-        if every and turns % every == 0 and turns < self._made.chunks and idle:
+        due = every and progress.turns - progress.asked >= every
+        if due and idle and progress.turns < self._job.chunks:
+            progress.asked = progress.turns
             self._saving = asyncio.create_task(self._save())
 
     async def _save(self) -> None:
@@ -240,7 +250,8 @@ class VideoJob:
         except (RuntimeError, ValueError, asyncio.CancelledError) as error:
             log.debug("no snapshot: %r", error)  # the job ended before the boundary
             return
-        turns, settled = self._office.served.position(packed)
+        known = facts(packed)
+        turns, settled = known.index, known.settled
         try:
             async with self._moved:
                 await self._moved.wait_for(lambda: self._files and self._files.has(turns, settled))
@@ -284,7 +295,7 @@ class VideoJob:
         with contextlib.suppress(RuntimeError):  # the same disk, most likely
             await self._close("failed")
         resumable = await self._office.aside(has_snapshot, self._asked.folder)
-        reason = self._reason(error)
+        reason = self._job.reason if isinstance(error, JobFailed) else self._reason(error)
         return {"event": "failed", "job": self.name, "reason": reason, "resumable": resumable}
 
     async def _close(self, outcome: str) -> None:

@@ -8,10 +8,10 @@ the call was wrong.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import signal
@@ -22,76 +22,31 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from runtime.arguments import Parser, typed
-from runtime.presets import preset
+from runtime.async_engine import AsyncEngine
+from runtime.request import Limits, Request
 from runtime.serve.commands import Cancel, Command, Stop, Submit, Switch, command_of, job_named
 from runtime.serve.inbox import Inbox
-from runtime.serve.logs import LEVELS, about, log_to
-from runtime.serve.served import Served, load
+from runtime.serve.job_files import VIDEO
+from runtime.serve.logs import about, log_to
 from runtime.serve.video_job import Office, VideoJob, reason_of
 from runtime.serve.wire import LineCutter, Message, line_of, message_of
+from runtime.serve.worker_options import Options, parse
 from runtime.settings import Settings
+from runtime.video import VideoWriter
 
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 0.5
 READ_BYTES = 2**18
 FILE_THREADS = 4
-DEFAULT_GRACE_S = 20.0  # of a SIGTERM and of a server that vanished
-WARM_UP_PROMPT = "a red circle moves to the right"
+WARM_UP_PROMPT = "a red circle moving right on a navy background"
+WARM_UP_FRAMES = 21  # two chunks
 PR_SET_PDEATHSIG = 1
 
-Build = Callable[[Settings], Served]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line asks for."""
-
-    settings: Settings
-    link_fd: int
-    snapshot_chunks: int
-    threads: int  # of the CPU; 0: as many as torch likes
-    grace_s: float
-    log_level: str
-
-
-def parse(arguments: Sequence[str]) -> Options:
-    """Raises ValueError that names the option."""
-    parser = Parser(prog="python -m runtime.serve.worker", allow_abbrev=False)
-    add = parser.add_argument
-    add("--link-fd", type=int, required=True, metavar="FD", help="a socket to the server")
-    add("--preset", default="sprites", metavar="NAME", help="settings by name (%(default)s)")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting")
-    text = "chunks between two snapshots of a job (%(default)s); 0: only when the worker stops"
-    add("--snapshot-chunks", type=int, default=4, metavar="N", help=text)
-    add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0: all (%(default)s)")
-    text = "to save every job in when the server is gone (%(default)s)"
-    add("--grace", type=float, default=DEFAULT_GRACE_S, metavar="SECONDS", help=text)
-    add("--log-level", default="info", choices=LEVELS, help="of the lines on stderr (%(default)s)")
-    found = parser.parse_args(list(arguments))
-    for name in ("snapshot_chunks", "threads", "link_fd", "grace"):
-        if not getattr(found, name) >= 0:
-            raise ValueError(
-                f"--{name.replace('_', '-')}: want at least 0, got {getattr(found, name)}"
-            )
-    return Options(
-        settings_of(found), found.link_fd, found.snapshot_chunks, found.threads, found.grace,
-        found.log_level,
-    )  # fmt: skip
-
-
-def settings_of(found: argparse.Namespace) -> Settings:
-    changes = {}
-    for pair in found.set:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set: want NAME=VALUE, got {pair!r}")
-        changes[name.strip()] = typed(name.strip(), text.strip())
-    return preset(found.preset).with_changes(changes)
+Build = Callable[[Settings, Limits], AsyncEngine]
 
 
 class Worker:
@@ -115,11 +70,12 @@ class Worker:
         hearing = asyncio.create_task(self._hear(reader))
         threads = ThreadPoolExecutor(FILE_THREADS, "files")
         working = asyncio.create_task(self._work(threads))
+        watchdog: threading.Timer | None = None
         try:
             await asyncio.wait({working, self._stop}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 await working  # raises what ended it
-            _end_after(self._stop.result())
+            watchdog = _end_after(self._stop.result())
             if not self._ready:
                 os._exit(0)  # nothing is there to be saved, and building knows no way to stop
             await self._leave()
@@ -130,15 +86,22 @@ class Worker:
             hearing.cancel()
             working.cancel()
             await asyncio.gather(hearing, working, return_exceptions=True)
+            if watchdog:
+                watchdog.cancel()
             self._writer.close()
             with contextlib.suppress(ConnectionError):
                 await self._writer.wait_closed()
 
     def stop(self, grace_s: float) -> None:
-        """Begin to end; asked for once more, end now."""
+        """Begin to save and end; again is harmless."""
+        if not self._stop.done():
+            self._stop.set_result(grace_s)
+
+    def terminate(self, grace_s: float) -> None:
+        """SIGTERM: as ``stop``, and when it comes once more the end."""
         if self._stop.done():
             os._exit(128 + signal.SIGTERM)
-        self._stop.set_result(grace_s)
+        self.stop(grace_s)
 
     async def tell(self, event: Message) -> None:
         """Send an event once the link has room for it. A server that is gone misses nothing: the files are its memory."""
@@ -175,10 +138,10 @@ class Worker:
         except ValueError as error:
             await self._refuse(message, error)
             return
-        if not isinstance(command, Stop):
-            await self._inbox.put(command, len(line))
-        elif not self._stop.done():
+        if isinstance(command, Stop):
             self.stop(command.grace_s)
+        else:
+            await self._inbox.put(command, len(line))
 
     async def _refuse(self, message: Message, error: Exception) -> None:
         """Say that something was not done. A submission that named its job has failed, unless that job is running."""
@@ -194,20 +157,21 @@ class Worker:
     async def _work(self, threads: ThreadPoolExecutor) -> None:
         """Build, warm up, then commands for ever."""
         loop = asyncio.get_running_loop()
-        served = await loop.run_in_executor(threads, self._build, self._options.settings)
-        ready = await loop.run_in_executor(threads, warm_up, served)
-        office = Office(served, self.tell, threads, self._options.snapshot_chunks)
+        options = self._options
+        engine = await loop.run_in_executor(threads, self._build, options.settings, options.limits)
+        ready = await loop.run_in_executor(threads, warm_up, engine)
+        office = Office(engine, self.tell, threads, options.snapshot_chunks)
         self._ready = True
         await self.tell(ready)
         log.info("ready", extra={"facts": {"warm_ms": ready["warm_ms"]}})
-        beating = asyncio.create_task(self._beat(served))
+        beating = asyncio.create_task(self._beat(engine))
         try:
             while not self._stop.done():
                 await self._obey(await self._inbox.get(), office)
         finally:
             beating.cancel()
             await asyncio.gather(*self._runs, return_exceptions=True)
-            await loop.run_in_executor(threads, served.engine.close)
+            await loop.run_in_executor(threads, engine.close)
 
     async def _obey(self, command: Command, office: Office) -> None:
         if isinstance(command, Submit):
@@ -224,8 +188,6 @@ class Worker:
             self._keep(asyncio.create_task(job.switch(command)))
 
     async def _submit(self, command: Submit, office: Office) -> None:
-        from runtime.async_engine import Busy
-
         named = {"do": "submit", "job": command.job, "folder": str(command.folder)}
         with about(job=command.job):
             try:
@@ -233,7 +195,7 @@ class Worker:
                     raise ValueError("this job is here already")
                 job = VideoJob(command, office)
                 await job.submit()
-            except (ValueError, RuntimeError, OSError, Busy) as error:
+            except (ValueError, RuntimeError, OSError) as error:
                 await self._refuse(named, error)
                 return
             log.info("submitted", extra={"facts": {"characters": len(command.prompts[0][1])}})
@@ -252,12 +214,13 @@ class Worker:
         if not task.cancelled() and task.exception():
             log.error("a job's task ended badly", exc_info=task.exception())
 
-    async def _beat(self, served: Served) -> None:
+    async def _beat(self, engine: AsyncEngine) -> None:
         """Tell the engine's numbers; also that the process is alive. Skipped where the server does not read."""
         transport = self._writer.transport
         while True:
             if transport.get_write_buffer_size() < READ_BYTES:
-                await self.tell({"event": "stats", **asdict(served.engine.stats())})
+                limit = engine.limits.batch_rows
+                await self.tell({"event": "stats", "batch_limit": limit, **asdict(engine.stats())})
             for job in tuple(self._jobs.values()):
                 await job.note_state()
             await asyncio.sleep(BEAT_SECONDS)
@@ -271,34 +234,31 @@ class Worker:
         await asyncio.gather(*self._runs, return_exceptions=True)
 
 
-def warm_up(served: Served) -> Message:
+def warm_up(engine: AsyncEngine) -> Message:
     """Make two chunks and a file of them, as a job would; "ready" with what that took and showed."""
-    from runtime.serve.job_files import VIDEO
-    from runtime.video import VideoWriter
-
     began = time.perf_counter()
-    seconds = (2 * 3 * served.time_stride - served.time_stride + 1) / served.fps
-    with tempfile.TemporaryDirectory() as folder:
-        command = Submit(
-            job="warm-up", folder=Path(folder), prompts=((0, WARM_UP_PROMPT),), settings={}
-        )
-        settings = served.settings.with_changes({"seconds": seconds})
-        with VideoWriter(Path(folder) / VIDEO, served.fps) as video:
-            for event in served.submit(command, settings, None, lambda record: None):
-                video.add(event.frames)
+    settings = engine.settings.with_changes({"seconds": WARM_UP_FRAMES / engine.fps})
+    weights = json.loads(engine.identity)["weights"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        VideoWriter(Path(folder) / VIDEO, engine.fps) as video,
+    ):
+        for event in engine.submit(Request(prompts=WARM_UP_PROMPT, settings=settings)):
+            video.add(event.frames)
     return {
         "event": "ready",
-        "fps": served.fps,
+        "fps": engine.fps,
         "width": video.width,
         "height": video.height,
         "warm_ms": round((time.perf_counter() - began) * 1e3, 1),
-        "device": served.device,
-        "implementations": dict(served.implementations),
-        "blocks": served.engine.stats().blocks,
+        "device": engine.settings.run.device,
+        "implementations": dict(engine.implementations),
+        "weights": weights,
+        "blocks": engine.stats().blocks,
     }
 
 
-def main(arguments: Sequence[str] | None = None, build: Build = load) -> int:
+def main(arguments: Sequence[str] | None = None, build: Build = AsyncEngine) -> int:
     """Run the process and return its exit code."""
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
@@ -322,22 +282,25 @@ def main(arguments: Sequence[str] | None = None, build: Build = load) -> int:
 
 async def _run(options: Options, build: Build) -> None:
     worker = Worker(options, build)
+    loop = asyncio.get_running_loop()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's, meant for the server
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop, options.grace_s)
+    loop.add_signal_handler(signal.SIGTERM, worker.terminate, options.grace_s)
+    loop.add_signal_handler(signal.SIGHUP, worker.stop, options.grace_s)
     await worker.run()
 
 
-def _end_after(grace_s: float) -> None:
+def _end_after(grace_s: float) -> threading.Timer:
     """Whatever waits for whatever: the process is gone after that time."""
     watchdog = threading.Timer(grace_s, os._exit, [1])
     watchdog.daemon = True
     watchdog.start()
+    return watchdog
 
 
 def _end_with_the_server() -> None:
-    """Where the system can: SIGTERM when the server dies, should the link's end go unnoticed."""
+    """Where the system can: SIGHUP when the server dies, should the link's end go unnoticed."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGHUP)
 
 
 if __name__ == "__main__":

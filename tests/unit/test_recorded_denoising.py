@@ -104,14 +104,14 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_the_video_is_the_same(
         got = made(engine)
     assert got[0] == want[0] and (got[1] - want[1]).abs().max() < 1e-4
     assert max(calls[8:]) <= most, "it was tried again"
-    assert "candidates at once" in caplog.text and engine.denoiser.most_rows in (1, 2)
+    assert "candidates at once" in caplog.text and engine.denoiser.portions.most in (1, 2)
     engine.pool.check([])
 
 
 def test_where_not_one_candidate_fits_the_error_says_what_to_do(monkeypatch):
     engine = engine_of("off")
     short_of_memory(engine, 0, monkeypatch)
-    with pytest.raises(RuntimeError, match="no memory for one candidate's forward; lower search"):
+    with pytest.raises(RuntimeError, match="no memory to denoise one candidate; lower search"):
         made(engine)
     engine.pool.check([])
 

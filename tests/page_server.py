@@ -1,0 +1,195 @@
+"""A stand-in for the server that the page talks to: its routes, with events that a test sends by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+
+PAGE = Path(__file__).resolve().parent.parent / "runtime" / "serve" / "page"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; base-uri 'self'; "
+    "media-src 'self' blob:; connect-src 'self'; form-action 'none'; frame-ancestors 'none'"
+)
+Event = dict[str, Any]
+
+
+@dataclass
+class FakeJob:
+    """What the server knows of one video, and who listens."""
+
+    video: dict[str, Any]
+    events: list[Event] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list)  # of the file
+    whole: bool = False
+    trace: dict[str, Any] | None = None
+    sockets: list[WebSocket] = field(default_factory=list)
+    heard: list[Any] = field(default_factory=list)  # messages of the page
+    connections: int = 0
+
+
+class StandIn:
+    """Serves the page and answers it. Every method may be called from the test's own thread."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, FakeJob] = {}
+        self.ordered: list[dict[str, Any]] = []  # bodies of POST
+        self.deleted: list[str] = []
+        self.key: str | None = None
+        self.app = self._routes()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.port = 0
+
+    def url(self, path: str = "") -> str:
+        return f"http://127.0.0.1:{self.port}/{path}"
+
+    def job(self, name: str, prompt: str, **more: Any) -> FakeJob:
+        video = {"id": name, "prompt": prompt, "status": "in_progress", "progress": 0}
+        job = self.jobs[name] = FakeJob(video | {"seconds": "5", "size": "96x96"} | more)
+        return job
+
+    def tell(self, job: FakeJob, *events: Event) -> None:
+        """Make ``events`` happen: they are kept for those who come later and sent to those who listen."""
+        assert self.loop is not None
+        asyncio.run_coroutine_threadsafe(self._tell(job, events), self.loop).result(10)
+
+    async def _tell(self, job: FakeJob, events: tuple[Event, ...]) -> None:
+        for event in events:
+            job.events.append(event)
+            for socket in job.sockets:
+                await socket.send_json(event)
+
+    def cut(self, job: FakeJob) -> None:
+        """Close every socket of a job, as a network does."""
+        assert self.loop is not None
+
+        async def close() -> None:
+            for socket in list(job.sockets):
+                await socket.close(1012)
+
+        asyncio.run_coroutine_threadsafe(close(), self.loop).result(10)
+
+    def _routes(self) -> FastAPI:
+        app = FastAPI()
+
+        @app.middleware("http")
+        async def guard(request: Request, call_next: Any) -> Response:
+            closed = self.key and request.url.path.startswith("/v1")
+            if closed and not self._knows(request):
+                return JSONResponse({"error": {"message": "no key"}}, 401)
+            answer = await call_next(request)
+            answer.headers["Content-Security-Policy"] = POLICY
+            return answer
+
+        @app.get("/")
+        @app.get("/videos/{name}")
+        async def page() -> Response:
+            return FileResponse(PAGE / "index.html")
+
+        @app.post("/v1/session", status_code=204)
+        async def enter(response: Response) -> None:
+            response.set_cookie("session", "good", httponly=True, samesite="strict")
+
+        app.mount("/page", StaticFiles(directory=PAGE))
+        self._api(app)
+        return app
+
+    def _knows(self, request: Request) -> bool:
+        if request.url.path == "/v1/session":
+            return request.headers.get("authorization") == f"Bearer {self.key}"
+        return request.cookies.get("session") == "good"
+
+    def _api(self, app: FastAPI) -> None:
+        @app.get("/v1/videos")
+        async def everything() -> dict[str, Any]:
+            return {"data": [job.video for job in self.jobs.values()], "has_more": False}
+
+        @app.post("/v1/videos")
+        async def order(request: Request) -> dict[str, Any]:
+            self.ordered.append(await request.json())
+            return self.job("ordered", self.ordered[-1]["prompt"]).video
+
+        @app.get("/v1/videos/{name}")
+        async def one(name: str) -> Any:
+            return self.jobs[name].video
+
+        @app.delete("/v1/videos/{name}")
+        async def remove(name: str) -> dict[str, Any]:
+            self.deleted.append(name)
+            return {"id": name, "deleted": True}
+
+        @app.get("/v1/videos/{name}/trace")
+        async def trace(name: str) -> Response:
+            told = self.jobs[name].trace
+            return JSONResponse(told, 200 if told else 404)
+
+        @app.get("/v1/videos/{name}/content")
+        async def content(name: str) -> Response:
+            return Response(b"".join(self.jobs[name].pieces), media_type="video/mp4")
+
+        @app.get("/v1/videos/{name}/stream")
+        async def stream(name: str) -> Response:
+            return StreamingResponse(_growing(self.jobs[name]), media_type="video/mp4")
+
+        @app.websocket("/v1/videos/{name}/live")
+        async def live(socket: WebSocket, name: str) -> None:
+            await self._live(socket, self.jobs[name])
+
+    async def _live(self, socket: WebSocket, job: FakeJob) -> None:
+        await socket.accept(subprotocol="stream-t1")
+        job.connections += 1
+        for event in list(job.events):
+            await socket.send_json(event)
+        job.sockets.append(socket)
+        try:
+            async for message in socket.iter_json():
+                job.heard.append(message)
+        finally:
+            job.sockets.remove(socket)
+
+
+async def _growing(job: FakeJob) -> Any:
+    sent = 0
+    while sent < len(job.pieces) or not job.whole:
+        if sent < len(job.pieces):
+            yield job.pieces[sent]
+            sent += 1
+        else:
+            await asyncio.sleep(0.05)
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[StandIn]:
+    """A stand-in on a free port of this machine, in a thread."""
+    stand_in = StandIn()
+    config = uvicorn.Config(stand_in.app, port=0, log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
+    ready = threading.Event()
+
+    async def main() -> None:
+        stand_in.loop = asyncio.get_running_loop()
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        stand_in.port = server.servers[0].sockets[0].getsockname()[1]
+        ready.set()
+        await task
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    assert ready.wait(20)
+    try:
+        yield stand_in
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        thread.join(20)
