@@ -75,6 +75,11 @@ class Desk:
         return "silent" if silent else self._phase
 
     @property
+    def unfinished(self) -> int:
+        """Videos that are being made or wait."""
+        return len(self._live)
+
+    @property
     def menu(self) -> Menu:
         """What can be ordered. Raises ApiError while nothing can."""
         if self.state != "ready":
@@ -95,7 +100,7 @@ class Desk:
             wait_s = max(1, min(120, round(self._last_s)))
             raise ApiError(429, f"{most} videos are being made or wait, and that is all that may; try again in "
                            f"{wait_s} s", code="too_many_jobs", retry_after_s=wait_s)  # fmt: skip
-        job = new_job(order, self.options.model, self.size)
+        job = new_job(order, self.options.model, self.size, self.options.slot)
         folder = self.options.videos / job.id
         try:
             folder.mkdir(mode=0o700)
