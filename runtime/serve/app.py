@@ -55,7 +55,7 @@ def build_app(backend: Backend, options: ServeOptions) -> FastAPI:
             await service.desk.stop(options.grace_s)
             await service.desk.close()
 
-    app = FastAPI(title="Stream-T1", version=runtime.__version__, lifespan=lifespan,
+    app = FastAPI(redirect_slashes=False, title="Stream-T1", version=runtime.__version__, lifespan=lifespan,
                   docs_url=None, redoc_url=None, responses=ANYTHING_ELSE)  # fmt: skip
     app.state.service = service
     for router in ROUTERS:

@@ -202,9 +202,8 @@ class Desk:
         if live.job.state is not State.DELETED:
             self._note(live, kind, event)
         if kind == "began":
-            settled = live.job.settled if event["chunk"] else 0
-            live.change(state=self._still(live, State.RUNNING), began=time.time(),
-                        chunks=event["chunks"], settled=settled)  # fmt: skip
+            live.change(state=self._still(live, State.RUNNING), began=time.time(), chunks=event["chunks"],
+                        settled=event.get("settled", 0), bytes=event.get("bytes", 0))  # fmt: skip
         elif kind == "settled":
             live.change(settled=event["index"] + 1, bytes=event["bytes"])
         elif kind == "saved":
