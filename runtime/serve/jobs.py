@@ -91,7 +91,7 @@ class Job:
 def new_job(order: Order, model: str, size: str, slot: str = "") -> Job:
     """A queued job with a name that nobody can guess; it begins with ``slot``."""
     return Job(
-        id=f"video_{slot}{secrets.token_hex(16)[len(slot):]}",
+        id=f"video_{slot}{secrets.token_hex(16)[len(slot) :]}",
         order=order,
         model=model,
         size=size,
