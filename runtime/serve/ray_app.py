@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.serve.cluster.front import build_front
 from runtime.serve.cluster.house import House
 from runtime.serve.cluster.options import ClusterOptions, cluster_of, wanted_replicas
 from runtime.serve.link import WorkerLink
+from runtime.serve.logs import JsonLines
 from runtime.serve.options import ServeOptions
 
 log = logging.getLogger("runtime.serve.cluster")
@@ -35,13 +37,17 @@ SPARE_S = 10.0  # of a replica's last time, for its process to end
 LOOK_BACK_S = 5.0
 
 
-@serve.deployment(name="Videos", max_ongoing_requests=64)
+# Ray's access log would have a line for every report.
+@serve.deployment(
+    name="Videos", max_ongoing_requests=64, logging_config=LoggingConfig(enable_access_log=False)
+)
 class Videos:
     """One replica: a ``House`` in Ray's hands."""
 
     async def __init__(
         self, options: ServeOptions, worker: list[str], cluster: ClusterOptions, pass_key: str
     ) -> None:
+        log_here("replica", pass_key)
         self._grace_s, self._drain_s = options.grace_s, cluster.drain_s
         here = dataclasses.replace(options, host=ray.util.get_node_ip_address())
         self._house = House(
@@ -80,7 +86,7 @@ class Videos:
             await house.stop(self._grace_s)
 
 
-@serve.deployment(name="Front")
+@serve.deployment(name="Front", logging_config=LoggingConfig(enable_access_log=False))
 @serve.ingress()
 class Front:
     """One front: ``build_front`` in Ray's hands."""
@@ -88,10 +94,26 @@ class Front:
     def __init__(
         self, replicas: DeploymentHandle, options: ServeOptions, pass_key: str, seal: bytes
     ) -> None:
+        log_here("front", pass_key, options.key)
         self._built = build_front(options, Replicas(replicas), pass_key, seal)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return self._built
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return named_once(self._built)
+
+
+def named_once(built: ASGIApp) -> ASGIApp:
+    """``built`` without the header that names the request: Ray's proxy gives it the same one."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def unnamed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
+                message = {**message, "headers": kept}
+            await send(message)
+
+        await built(scope, receive, unnamed)
+
+    return app
 
 
 class Replicas:
@@ -126,6 +148,15 @@ class Replicas:
             if isinstance(answer, Exception):
                 log.warning("a replica did not answer %s: %.200s", method, answer)
         return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+def log_here(process: str, *secrets: str | None) -> None:
+    """Write our own lines as JSON to stderr, which Ray keeps; all other logging in an actor is Ray's."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines(process, [secret for secret in secrets if secret]))
+    ours = logging.getLogger("runtime")
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.INFO)
 
 
 def scale(context: Any) -> tuple[float, dict[str, Any]]:

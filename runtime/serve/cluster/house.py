@@ -41,6 +41,7 @@ PREFIX = b"x-forwarded-prefix"
 LOOK_S = 2.0  # between two looks for slots that nobody holds
 GLANCE_S = 0.05
 PAGE = 100
+AWAY_RETRY_S = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +245,10 @@ class House:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: to the application of the slot that the address names, else to the own one."""
         held = self._held.get(slot_in(scope["path"]) or self._own) or self._held.get(self._own)
-        if held is None:
-            error = ApiError(503, "the worker is gone", code="worker_gone", retry_after_s=2)
+        # What the desk would say of its videos now, that they were interrupted, is about to be wrong.
+        if held is None or self._left or self._worker.gone:
+            text = "this replica ends; another one goes on with its videos in a moment"
+            error = ApiError(503, text, code="replica_away", retry_after_s=AWAY_RETRY_S)
             return await error.response()(scope, receive, send)
         prefix = dict(scope["headers"]).get(PREFIX, b"").decode("ascii", "replace")
         if prefix:

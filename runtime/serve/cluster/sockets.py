@@ -43,7 +43,7 @@ async def relay_socket(
     except InvalidStatus as error:
         told = error.response
         kind = told.headers.get("Content-Type", "application/json")
-        await _deny(socket, Response(told.body or b"", told.status_code, media_type=kind))
+        await _deny(socket, Response(bytes(told.body or b""), told.status_code, media_type=kind))
     except (OSError, asyncio.TimeoutError, InvalidHandshake):
         gone = ApiError(503, "the replica does not answer", code="replica_away", retry_after_s=3)
         await _deny(socket, gone.response())
