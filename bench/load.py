@@ -21,14 +21,15 @@ from typing import Any
 
 from runtime.__main__ import complain
 from runtime.bench.environment import environment, load, version
-from runtime.bench.load_client import DONE, REFUSED, Client, summary, with_client
+from runtime.bench.load_client import DONE, REFUSED, Client, Phase, summary, with_client
 from runtime.bench.load_server import ServerProcess, server
 from runtime.bench.load_table import table
 from runtime.presets import preset
 
 USERS = (1, 2, 4, 8, 16)
 SHARES = (0.5, 0.8, 1.0)  # of the closed loop's best pace
-PHASES = len(USERS) + len(SHARES) + 2  # the overload counts twice: all that was accepted is made
+CROWDS = 2  # one after the other
+PHASES = len(USERS) + len(SHARES) + CROWDS
 SERVER_PACKAGES = ("fastapi", "uvicorn", "httpx", "av")
 
 
@@ -69,18 +70,23 @@ async def take(client: Client, plan: Plan, process: ServerProcess | None) -> dic
 
 
 async def overload(client: Client, plan: Plan, process: ServerProcess | None) -> dict[str, Any]:
-    """Everybody at once; what was accepted is waited for."""
-    before = _weight(process)
-    phase = await client.crowd(plan.capacity + plan.extra)
-    accepted = len(phase.outcomes) - len(phase.of(REFUSED))
+    """Everybody at once, and once more: memory that the first crowd took must do for the second."""
+    weights = [_weight(process)]
+    phases = []
+    for _ in range(CROWDS):
+        phases.append(await client.crowd(plan.capacity + plan.extra))
+        weights.append(_weight(process))
+    outcomes = tuple(one for phase in phases for one in phase.outcomes)
+    whole = Phase(outcomes, sum(phase.seconds for phase in phases))
+    accepted = len(outcomes) - len(whole.of(REFUSED))
     return {
-        "orders": len(phase.outcomes),
+        "crowds": CROWDS,
+        "orders": plan.capacity + plan.extra,
         "capacity": plan.capacity,
         "accepted": accepted,
-        "lost": accepted - len(phase.of(DONE)),
-        "before": before,
-        "after": _weight(process),
-        **summary(phase),
+        "lost": accepted - len(whole.of(DONE)),
+        "weights": weights,
+        **summary(whole),
     }
 
 

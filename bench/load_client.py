@@ -117,9 +117,9 @@ class Client:
         address = f"v1/videos/{answer.json()['id']}"
         first = None
         async with self._http.stream("GET", f"{address}/stream") as body:
-            body.raise_for_status()
-            async for _ in body.aiter_raw():
-                first = first or time.perf_counter() - began
+            if body.is_success:  # else the job knows why
+                async for _ in body.aiter_raw():
+                    first = first or time.perf_counter() - began
         done = time.perf_counter() - began
         video = (await self._http.get(address)).raise_for_status().json()
         if video["status"] != "completed":

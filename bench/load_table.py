@@ -50,13 +50,11 @@ def opened(rows: list[dict[str, Any]]) -> str:
 
 def overload(result: dict[str, Any]) -> str:
     row = result["overload"]
-    before, after = row["before"], row["after"]
-    memory = "not measured"
-    if before and after:
-        memory = f"{before['memory_mb']:.0f} -> {after['memory_mb']:.0f} MB"
-        files = f"{before['open_files']} -> {after['open_files']}"
+    weights = [one for one in row["weights"] if one]
+    memory = [f"{one['memory_mb']:.0f}" for one in weights]
+    files = [f"{one['open_files']}" for one in weights]
     lines = [
-        f"| {row['orders']} orders at once, {row['capacity']} may be open | |",
+        f"| {row['crowds']} crowds of {row['orders']} orders at once, {row['capacity']} may be open | |",
         "|---|---|",
         f"| accepted, and of these not finished | {row['accepted']}, {row['lost']} |",
         f"| refused with 429, and of these without Retry-After | {row['refused']}, "
@@ -64,10 +62,10 @@ def overload(result: dict[str, Any]) -> str:
         f"| Retry-After p50 / p95 | {_pair(row['retry_after_s'])} |",
         f"| accepted: first settled chunk p50 / p95 | {_pair(row['first_s'])} |",
         f"| accepted: done p50 / p95 | {_pair(row['done_s'])} |",
-        f"| resident memory of server and worker, before -> after | {memory} |",
     ]
-    if before and after:
-        lines.append(f"| open files, before -> after | {files} |")
+    if weights:
+        lines.append(f"| MB of server and worker, before and after each | {', '.join(memory)} |")
+        lines.append(f"| open files, before and after each | {', '.join(files)} |")
     return "\n".join(lines)
 
 

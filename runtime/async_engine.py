@@ -98,6 +98,11 @@ class AsyncEngine:
             self._identity = identity(self._turning.engine)
         return self._identity
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread turns: not closed, and not ended by what no thread survives."""
+        return self._thread.is_alive()
+
     def stats(self) -> Stats:
         """What it has done, and what waits."""
         return self._turning.stats()

@@ -114,7 +114,8 @@ class Turning:
                 raise
             finally:  # whatever happens: nobody waits for what will never come
                 self.close()
-                for one in [*self.rides, *self.waiting]:
+                everybody: list[Waiting | Ride] = [*self.rides, *self.waiting]
+                for one in everybody:
                     self._end(one, *end)
 
     def _sleep(self) -> None:

@@ -147,7 +147,8 @@ class FakeJob:
                 answer.set_result(self._packed(index))
             self._wanted.clear()
         self._check()
-        time.sleep(self._engine.chunk_s)
+        if self._request.name:  # a warm-up has none and is quick
+            time.sleep(self._engine.chunk_s)
         self._check()
 
     def _packed(self, index: int) -> Packed:
@@ -172,7 +173,7 @@ class FakeAsyncEngine:
 
     def __init__(self, chunk_s: float = 0.0, queued: int = 64, running: int = 4) -> None:
         self.chunk_s, self.limits = chunk_s, Limits(queued=queued)
-        self.settings = Settings()
+        self.settings, self.alive = Settings(), True
         self.room = threading.Semaphore(running)
         self.jobs: list[FakeJob] = []
         self.closed = False

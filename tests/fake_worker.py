@@ -15,23 +15,27 @@ import sys
 from pathlib import Path
 
 from runtime.serve.backend import Message, OnEvent, WorkerGone
-from runtime.video import VideoWriter
-from tests.fake_engine import disc
 
 SIZE, FPS = 32, 16
 PICTURE = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAACAkQBADs="
 
 
 class FakeWorker:
-    """A backend in this process. ``begin`` and ``free`` say when chunks are made; ``die`` ends it."""
+    """A backend in this process. ``begin`` and ``free`` say when chunks are made; ``die`` ends it.
 
-    def __init__(self, *, ready: bool = True, held: bool = False, chunk_s: float = 0.0) -> None:
+    Without ``paint`` its videos are bytes that nobody can watch, and torch is not imported.
+    """
+
+    def __init__(
+        self, *, ready: bool = True, held: bool = False, chunk_s: float = 0.0, paint: bool = True
+    ) -> None:
         self.commands: list[Message] = []
         self.stops: list[float] = []
         self.alive = True
         self._starts_ready, self._chunk_s = ready, chunk_s
         self._free = asyncio.Event()
         self._held = held
+        self._paint = paint
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._prompts: dict[str, str] = {}
         self._dead = False
@@ -109,19 +113,19 @@ class FakeWorker:
             return self._fail(job, f"cannot write {folder}/video.mp4: No space left on device")
         frames = 0
         (folder / "video.mp4").unlink(missing_ok=True)
-        with VideoWriter(folder / "video.mp4", FPS, scale=1) as video:
+        with (painted if self._paint else Bytes)(folder / "video.mp4") as video:
             for index in range(chunks):
-                made = disc(seed, index, 12 if index else 9, SIZE)
-                frames += len(made)
+                count = 12 if index else 9
+                frames += count
                 if index < first:
-                    video.add(made)
+                    video.draw(seed, index, count)
                     continue
                 await self._free.wait()
                 await asyncio.sleep(self._chunk_s)
                 if index == first:
                     self.tell({"event": "began", "job": job, "chunks": chunks, "chunk": first})
-                video.add(made)
-                self._tell_chunk(command, index, len(made), video.size_bytes)
+                video.draw(seed, index, count)
+                self._tell_chunk(command, index, count, video.size_bytes)
                 snapshot.parent.mkdir(exist_ok=True)
                 snapshot.write_text(json.dumps(index + 1))
                 self.tell({"event": "saved", "job": job, "chunk": index + 1})
@@ -153,8 +157,38 @@ class FakeWorker:
         self.tell({"event": "failed", "job": job, "reason": reason, "resumable": False})
 
 
+class Bytes:
+    """A file that grows by a few bytes a chunk."""
+
+    def __init__(self, path: Path) -> None:
+        self.size_bytes = 0
+        self._path = path
+
+    def draw(self, seed: int, chunk: int, count: int) -> None:
+        with open(self._path, "ab") as file:
+            self.size_bytes += file.write(b"%04d" % chunk * count)
+
+    def __enter__(self) -> Bytes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def painted(path: Path):
+    """A video file that grows by a disc's way through a chunk."""
+    from runtime.video import VideoWriter
+    from tests.fake_engine import disc
+
+    class Painted(VideoWriter):
+        def draw(self, seed: int, chunk: int, count: int) -> None:
+            self.add(disc(seed, chunk, count, SIZE))
+
+    return Painted(path, FPS, scale=1)
+
+
 if __name__ == "__main__":
     from runtime.serve.__main__ import main
 
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main(build=lambda call: FakeWorker(chunk_s=0.05)))
+        sys.exit(main(build=lambda call: FakeWorker(chunk_s=0.05, paint=False)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -20,9 +21,6 @@ from tests.fake_async_engine import FakeAsyncEngine
 
 
 def build(settings: Settings, limits: Limits) -> FakeAsyncEngine:
-    if hooks.get("broken"):
-        raise RuntimeError("the weights are not there")
-    time.sleep(hooks.get("load_s", 0))
     return FakeAsyncEngine(hooks.get("chunk_s", 0.0), limits.queued)
 
 
@@ -71,6 +69,8 @@ if __name__ == "__main__":
         slow_snapshots(hooks["slow_snapshot_s"], hooks.get("first", 1))
     for full in hooks.get("full", ()):
         full_disk(*full)
+    if "file_bytes" in hooks:  # a disk that is really full, as far as the process can tell
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hooks["file_bytes"],) * 2)
     if "full_snapshots" in hooks:
         full_snapshots(hooks["full_snapshots"])
     sys.exit(main(build=build))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
+
+from tests.http_thread import serving_app
 
 PAGE = Path(__file__).resolve().parent.parent / "runtime" / "serve" / "page"
 POLICY = (
@@ -47,10 +47,10 @@ class StandIn:
         self.key: str | None = None
         self.app = self._routes()
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.port = 0
+        self.address = ""
 
     def url(self, path: str = "") -> str:
-        return f"http://127.0.0.1:{self.port}/{path}"
+        return self.address + path
 
     def job(self, name: str, prompt: str, **more: Any) -> FakeJob:
         video = {"id": name, "prompt": prompt, "status": "in_progress", "progress": 0}
@@ -79,7 +79,12 @@ class StandIn:
         asyncio.run_coroutine_threadsafe(close(), self.loop).result(10)
 
     def _routes(self) -> FastAPI:
-        app = FastAPI()
+        @contextlib.asynccontextmanager
+        async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+            self.loop = asyncio.get_running_loop()
+            yield
+
+        app = FastAPI(lifespan=lifespan)
 
         @app.middleware("http")
         async def guard(request: Request, call_next: Any) -> Response:
@@ -171,25 +176,6 @@ async def _growing(job: FakeJob) -> Any:
 def serving() -> Iterator[StandIn]:
     """A stand-in on a free port of this machine, in a thread."""
     stand_in = StandIn()
-    config = uvicorn.Config(stand_in.app, port=0, log_level="error", lifespan="off")
-    server = uvicorn.Server(config)
-    ready = threading.Event()
-
-    async def main() -> None:
-        stand_in.loop = asyncio.get_running_loop()
-        task = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        stand_in.port = server.servers[0].sockets[0].getsockname()[1]
-        ready.set()
-        await task
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
-    thread.start()
-    assert ready.wait(20)
-    try:
+    with serving_app(stand_in.app) as address:
+        stand_in.address = address
         yield stand_in
-    finally:
-        server.should_exit = True
-        server.force_exit = True
-        thread.join(20)

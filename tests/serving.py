@@ -19,6 +19,7 @@ from runtime.serve.options import Bounds, ServeOptions
 from runtime.serve.service import Service
 from tests.fake_worker import FakeWorker
 
+ABSENT = "video_" + "0" * 32  # the id of no video
 LONG_S = 30.0  # a test that waits so long has failed
 KEY = "a-key-of-the-tests-0123"
 SHORT = {"prompt": "a red disc", "seconds": 1}  # two chunks
@@ -96,3 +97,18 @@ def running(options: ServeOptions, worker: FakeWorker | None = None) -> Iterator
             server.should_exit = True
             thread.join(LONG_S)
             assert not thread.is_alive(), "the server did not end"
+
+
+def error_of(answer, status: int) -> dict:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "code", "param"} and error["message"]
+    assert answer.headers["x-request-id"]
+    return error
+
+
+TIGHT = {
+    "body_bytes": 4096, "body_s": 0.5, "message_bytes": 2048, "prompt_characters": 100, "scenes": 3,
+    "seconds": 10, "histories": 4, "expansions": 4, "candidates": 8, "window_frames": 24,
+    "streams": 3, "sockets": 2,
+}  # fmt: skip

@@ -13,7 +13,7 @@ from runtime.serve.worker import Worker
 from runtime.serve.worker_options import parse
 from tests.fake_async_engine import FakeAsyncEngine
 
-LONG = 30.0  # a generous timeout
+LONG = 60.0  # a generous timeout
 
 
 class AtHand:
@@ -24,10 +24,13 @@ class AtHand:
         self.events: list[dict] = []
         self._new = asyncio.Event()
 
+    def note(self, event: dict) -> None:
+        self.events.append(event)
+        self._new.set()
+
     async def hear(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
-            self.events.append(message_of(line[:-1]))
-            self._new.set()
+            self.note(message_of(line[:-1]))
 
     def send(self, **command) -> None:
         self.send_raw(line_of(command))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,12 @@ def _stop(message: Mapping[str, Any]) -> Stop:
     return Stop(float(grace))
 
 
-_SPELLED = {"submit": _submit, "cancel": _cancel, "switch": _switch, "stop": _stop}
+_SPELLED: Mapping[str, Callable[[Mapping[str, Any]], Command]] = {
+    "submit": _submit,
+    "cancel": _cancel,
+    "switch": _switch,
+    "stop": _stop,
+}
 
 
 def _job(message: Mapping[str, Any]) -> str:

@@ -53,8 +53,8 @@ def whole_video(live: Live, request: Request, service: Service) -> Response:
     if not there:
         raise not_found(live.job.id)
     tag = f'"{live.job.id}-{size}"'
-    headers = NO_STORE | {
-        "Accept-Ranges": "bytes", "ETag": tag, "X-Video-Id": live.job.id,
+    headers = {
+        "Cache-Control": "private, no-cache", "Accept-Ranges": "bytes", "ETag": tag, "X-Video-Id": live.job.id,
         "Content-Disposition": f'inline; filename="{live.job.id}.mp4"',
     }  # fmt: skip
     if tag in [one.strip() for one in request.headers.get("if-none-match", "").split(",")]:

@@ -8,13 +8,14 @@ import logging
 import secrets
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from runtime.serve import disk
 from runtime.serve.backend import Backend, Message, WorkerGone
 from runtime.serve.errors import ApiError, not_found, sanitised
 from runtime.serve.jobs import OPEN, Job, Order, State, new_job
 from runtime.serve.ledger import Ledger
-from runtime.serve.live import Live
+from runtime.serve.live import EVENTS, Live
 from runtime.serve.metrics import Metrics
 from runtime.serve.options import ServeOptions
 from runtime.serve.orders import Menu
@@ -43,15 +44,15 @@ class Desk:
 
     async def start(self) -> None:
         """Open the folder and start the worker. Raises ValueError or RuntimeError that says what is wrong with them."""
-        self._owned = disk.Owned(self.options.folder)
-        try:
+        with contextlib.ExitStack() as undo:
+            self._owned = disk.Owned(self.options.folder)
+            undo.callback(self._owned.close)
             self._ledger = Ledger(Store(self.options.folder / "jobs.sqlite3"))
-        except BaseException:
-            self._owned.close()
-            raise
-        self._phase = "starting"
-        self._restore()
-        await self._backend.start(self.hear)
+            undo.callback(self._ledger.close)
+            self._phase = "starting"
+            self._restore()
+            await self._backend.start(self.hear)
+            undo.pop_all()
         self._spawn(self._tidy_forever())
 
     async def stop(self, grace_s: float) -> None:
@@ -285,17 +286,24 @@ class Desk:
         for job in self._ledger.in_states([*OPEN, State.INTERRUPTED]):
             folder = self.options.videos / job.id
             folder.mkdir(mode=0o700, exist_ok=True)
+            if job.began is None:
+                (folder / EVENTS).unlink(missing_ok=True)  # it begins now, and has not failed
             live = Live(job, folder)
-            if job.began is None or disk.holds_snapshot(folder):
-                live.change(state=State.QUEUED, ended=None, reason=None, bytes=0)
-                self._live[job.id] = live
-                self._waiting.append(live)
-            else:
-                why = f"the server ended after chunk {job.settled}, before a snapshot was saved"
-                live.change(reason=why)
+            if why := self._lost(job, folder):
                 self._end(live, State.FAILED, f"{why}; order it again")
                 continue
+            live.change(state=State.QUEUED, ended=None, reason=None, bytes=0)
+            self._live[job.id] = live
+            self._waiting.append(live)
             self._ledger.put(live.job)
+
+    def _lost(self, job: Job, folder: Path) -> str:
+        """Why an unfinished job of an earlier server cannot go on; "" when it can."""
+        if job.model != self.options.model:
+            return f"it was ordered from {job.model}, and this server has {self.options.model}"
+        if job.began is None or disk.holds_snapshot(folder):
+            return ""
+        return f"the server ended after chunk {job.settled}, before a snapshot was saved"
 
     def _begin_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -20,7 +20,8 @@ KINDS = {
     429: "rate_limit_error",
 }
 # Where pydantic looked: a part of the request, or a member of a union.
-UNSAID = ("body", "query", "path", "float", "int", "bool", "str", "constrained-str")
+UNSAID = ("body", "query", "path", "header", "float", "int", "bool", "str", "constrained-str")
+MESSAGE_CHARACTERS = 1000
 FOLDERS = re.compile(r"(?<![\w.:/])(?:/[^\s/:'\",;()]+)+/(?=[^\s/])")
 
 
@@ -38,7 +39,8 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
+        self.status, self.message = status, message[:MESSAGE_CHARACTERS]
+        self.code, self.param = code, param
         self.headers = dict(headers or {})
         if retry_after_s is not None:
             self.headers["Retry-After"] = str(retry_after_s)
@@ -66,7 +68,7 @@ def not_found(name: str) -> ApiError:
 
 def sanitised(text: str) -> str:
     """A reason as a client may read it: one line, names of files without their folders."""
-    return FOLDERS.sub("", " ".join(text.split()))[:1000]
+    return FOLDERS.sub("", " ".join(text.split()))[:MESSAGE_CHARACTERS]
 
 
 def guess(name: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ from runtime.serve.service import Served, Service, service_of
 
 POLICY_VIOLATION, TOO_BIG = 1008, 1009
 PATIENCE = 3  # refusals for haste in a row, and then the socket is closed
+log = logging.getLogger("runtime.serve.http")
 router = APIRouter(prefix="/v1/videos/{name}", tags=["videos"])
 VideoName = Annotated[str, Path(pattern=ID)]
 
@@ -104,8 +106,8 @@ async def _talk(conversation: Conversation) -> None:
         done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         for one in done:
             one.result()
-    except (WebSocketDisconnect, asyncio.TimeoutError, RuntimeError):
-        pass  # the client is gone; RuntimeError is how a socket says so
+    except (WebSocketDisconnect, asyncio.TimeoutError, RuntimeError) as error:
+        log.debug("a socket ended: %r", error)  # a RuntimeError says that it was closed already
     finally:
         for one in both:
             one.cancel()

@@ -6,7 +6,6 @@ import logging
 import re
 import secrets
 import time
-from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
@@ -74,7 +73,7 @@ class Gate:
         return unauthorised(connection)
 
     def _from_here(self, origin: str, host: str) -> bool:
-        return urlsplit(origin).netloc == host or origin in self._options.allowed_origins
+        return origin.partition("://")[2] == host or origin in self._options.allowed_origins
 
 
 class _Seen:

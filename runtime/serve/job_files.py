@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from runtime import snapshot
+from runtime.packing import Packed
 from runtime.scenes import spelled
 from runtime.settings import Settings
-from runtime.snapshot import Packed
 from runtime.thumbnails import small
 from runtime.trace import TraceWriter, turn_of
 from runtime.types import ChunkEvent, ChunkRecord, Trajectory

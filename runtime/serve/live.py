@@ -12,6 +12,7 @@ from runtime.serve.backend import Message
 from runtime.serve.jobs import Job
 from runtime.serve.journal import Bell, Journal, follow
 
+EVENTS = "events.jsonl"
 QUIET_S = 15.0  # after which a reader gets a sign of life
 
 
@@ -21,7 +22,7 @@ class Live:
     def __init__(self, job: Job, folder: Path) -> None:
         self.job = job
         self.folder = folder
-        self.journal = Journal(folder / "events.jsonl")
+        self.journal = Journal(folder / EVENTS)
         self.bell = Bell()
         self.why: str | None = None  # somebody cancelled it
         self.cleared = asyncio.Event()  # a deleted job's files are gone

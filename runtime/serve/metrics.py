@@ -149,9 +149,9 @@ class Metrics:
         self._warm.set(event["warm_ms"] / 1e3)
 
     def _stats(self, event: Message) -> None:
-        moving = {"running": event["running"] - event["paused"]}  # the paused are among them
-        for state in STATES:
-            self._states.labels(state).set(moving.get(state, event[state]))
+        self._states.labels("queued").set(event["queued"])
+        self._states.labels("running").set(event["running"] - event["paused"])  # told together
+        self._states.labels("paused").set(event["paused"])
         used, blocks = event["blocks_used"], event["blocks"]
         self._blocks.labels("used").set(used)
         self._blocks.labels("free").set(blocks - used)

@@ -43,6 +43,7 @@ ALLOWED = frozenset(FRIENDLY.values()) | {
     "memory.rope",
     "memory.recache",
 }
+LONGEST = 10_000
 LETTERS = {"K": "histories", "M": "expansions"}
 PICTURES = ("input_reference", "image", "image_url", "video", "video_url", "url", "callback_url")
 NAMES = (*CreateVideo.model_fields, *Search.model_fields, *Scene.model_fields)
@@ -78,6 +79,13 @@ class Menu:
         _most("memory.window_frames", memory.window_frames, bounds.window_frames)
         _most("memory.max_sink_frames", memory.max_sink_frames, bounds.window_frames)
         _most("reward.window_chunks", reward.window_chunks, bounds.window_frames)
+        # Of no use beyond, and numbers that a machine can count with.
+        for name, got in (
+            ("search.horizon_chunks", search.horizon_chunks),
+            ("search.draft_passes", search.draft_passes),
+            ("reward.stride", reward.stride),
+        ):
+            _most(name, got, LONGEST)
         return Order(
             prompts=_prompts(body, bounds),
             seconds=seconds,

@@ -281,7 +281,7 @@ class VideoJob:
             "frames": files.written.frames,
             "bytes": files.size_bytes,
             "seconds": round(time.monotonic() - self._progress.began, 3),
-            "degraded": [str(incident) for incident in self._job.incidents],
+            "degraded": [incident.sentence for incident in self._job.incidents],
         }
 
     async def _cancelled(self) -> Message:
@@ -329,6 +329,7 @@ def turn_event(job: str, turn: Message, record: ChunkRecord) -> Message:
         "index": record.index,
         "candidates": told,
         "stage_ms": turn["stage_ms"],
+        "incidents": [incident.sentence for incident in record.incidents],
         "histories": len(record.kept),
         "expansions": max(map(parents.count, parents), default=0),
     }

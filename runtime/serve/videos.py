@@ -50,7 +50,8 @@ async def create_and_wait(request: Request, service: Served) -> Response:
     if job.state is State.DELETED:
         raise ApiError(410, "the video was deleted while it was made", code="deleted")
     if job.state is not State.DONE:
-        raise ApiError(500, f"{job.id}: {job.reason}", code=CODES[job.state])
+        once = {"X-Should-Retry": "false"}  # OpenAI's client would order it again
+        raise ApiError(500, f"{job.id}: {job.reason}", code=CODES[job.state], headers=once)
     return whole_video(live, request, service)
 
 

@@ -26,7 +26,7 @@ def message_of(line: bytes) -> Message:
         message = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
         if b"\\u" in line:  # may spell half a character, which is no text
             json.dumps(message, ensure_ascii=False).encode("utf-8")
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise ValueError(f"a line: want UTF-8, got {error.reason}") from None
     except RecursionError:
         raise ValueError("a line: is nested too deeply") from None

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from runtime.async_engine import AsyncEngine
 from runtime.request import Limits, Request
@@ -37,7 +38,7 @@ from runtime.serve.worker_options import Options, parse
 from runtime.settings import Settings
 from runtime.video import VideoWriter
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("runtime.serve.worker")  # whatever this process calls the module
 
 BEAT_SECONDS = 0.5
 READ_BYTES = 2**18
@@ -72,7 +73,8 @@ class Worker:
         working = asyncio.create_task(self._work(threads))
         watchdog: threading.Timer | None = None
         try:
-            await asyncio.wait({working, self._stop}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {working, self._stop}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 await working  # raises what ended it
             watchdog = _end_after(self._stop.result())
@@ -146,7 +148,7 @@ class Worker:
     async def _refuse(self, message: Message, error: Exception) -> None:
         """Say that something was not done. A submission that named its job has failed, unless that job is running."""
         reason = reason_of(error, str(message.get("folder", "?")))
-        job, told = job_named(message), {"reason": reason}
+        job, told = job_named(message), Message(reason=reason)
         if message.get("do") == "submit" and job and job not in self._jobs:
             told |= {"event": "failed", "job": job, "resumable": False}
         else:
@@ -164,14 +166,22 @@ class Worker:
         self._ready = True
         await self.tell(ready)
         log.info("ready", extra={"facts": {"warm_ms": ready["warm_ms"]}})
-        beating = asyncio.create_task(self._beat(engine))
+        duties = [asyncio.create_task(duty) for duty in (self._beat(engine), self._serve(office))]
         try:
-            while not self._stop.done():
-                await self._obey(await self._inbox.get(), office)
+            await asyncio.wait(duties, return_when=asyncio.FIRST_EXCEPTION)
         finally:
-            beating.cancel()
+            for duty in duties:
+                duty.cancel()
+            told = await asyncio.gather(*duties, return_exceptions=True)
             await asyncio.gather(*self._runs, return_exceptions=True)
             await loop.run_in_executor(threads, engine.close)
+        for error in told:
+            if isinstance(error, Exception):
+                raise error
+
+    async def _serve(self, office: Office) -> None:
+        while not self._stop.done():
+            await self._obey(await self._inbox.get(), office)
 
     async def _obey(self, command: Command, office: Office) -> None:
         if isinstance(command, Submit):
@@ -215,15 +225,19 @@ class Worker:
             log.error("a job's task ended badly", exc_info=task.exception())
 
     async def _beat(self, engine: AsyncEngine) -> None:
-        """Tell the engine's numbers; also that the process is alive. Skipped where the server does not read."""
+        """Tell the engine's numbers; also that the process is alive. Skipped where the server does not read.
+
+        Raises RuntimeError when the engine's thread is gone: a worker without one is no use.
+        """
         transport = self._writer.transport
-        while True:
+        while engine.alive:
             if transport.get_write_buffer_size() < READ_BYTES:
                 limit = engine.limits.batch_rows
                 await self.tell({"event": "stats", "batch_limit": limit, **asdict(engine.stats())})
             for job in tuple(self._jobs.values()):
                 await job.note_state()
             await asyncio.sleep(BEAT_SECONDS)
+        raise RuntimeError("the engine's thread ended; the worker's log says of what")
 
     async def _leave(self) -> None:
         """Every job is saved and ends, all at the same time."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from runtime.arguments import Parser, typed
 from runtime.presets import preset
 from runtime.request import Limits
 from runtime.serve.logs import LEVELS
-from runtime.settings import Settings
+from runtime.settings import Settings, one_of
 
 DEFAULT_GRACE_S = 20.0  # of a SIGTERM and of a server that vanished
 
@@ -37,9 +38,9 @@ def parse(arguments: Sequence[str]) -> Options:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting")
     text = "chunks between two snapshots of a job (%(default)s); 0: only when the worker stops"
     add("--snapshot-chunks", type=int, default=4, metavar="N", help=text)
-    text = "videos whose memory is set aside (%(default)s); 0: what memory holds"
-    add("--videos", type=int, default=4, metavar="N", help=text)
-    add("--queued", type=int, default=64, metavar="N", help="jobs that may wait (%(default)s)")
+    known = ", ".join(f"{field.name} {field.default}" for field in fields(Limits))
+    text = f"what the engine takes on at most ({known}); may be repeated"
+    add("--limit", action="append", default=[], metavar="NAME=N", help=text)
     add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0: all (%(default)s)")
     text = "to save every job in when the server is gone (%(default)s)"
     add("--grace", type=float, default=DEFAULT_GRACE_S, metavar="SECONDS", help=text)
@@ -51,16 +52,35 @@ def parse(arguments: Sequence[str]) -> Options:
                 f"--{name.replace('_', '-')}: want at least 0, got {getattr(found, name)}"
             )
     return Options(
-        _settings(found), found.link_fd, Limits(videos=found.videos, queued=found.queued), found.snapshot_chunks, found.threads, found.grace,
-        found.log_level,
-    )  # fmt: skip
+        settings=_settings(found),
+        link_fd=found.link_fd,
+        limits=_limits(found.limit),
+        snapshot_chunks=found.snapshot_chunks,
+        threads=found.threads,
+        grace_s=found.grace,
+        log_level=found.log_level,
+    )
 
 
 def _settings(found: Namespace) -> Settings:
-    changes = {}
-    for pair in found.set:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set: want NAME=VALUE, got {pair!r}")
-        changes[name.strip()] = typed(name.strip(), text.strip())
+    changes = {name: typed(name, text) for name, text in map(_pair, found.set)}
     return preset(found.preset).with_changes(changes)
+
+
+def _limits(pairs: Sequence[str]) -> Limits:
+    kinds = {field.name: type(field.default) for field in fields(Limits)}
+    changes: dict[str, Any] = {}
+    for name, text in (_pair(pair, "--limit") for pair in pairs):
+        one_of("--limit", name, tuple(kinds))
+        try:
+            changes[name] = kinds[name](text)
+        except ValueError:
+            raise ValueError(f"--limit: {name}: want a number, got {text[:40]!r}") from None
+    return Limits(**changes)
+
+
+def _pair(text: str, option: str = "--set") -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{option}: want NAME=VALUE, got {text!r}")
+    return name.strip(), value.strip()

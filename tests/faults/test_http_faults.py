@@ -1,5 +1,6 @@
-"""Whatever is sent to the server, and whatever happens to its worker, its disk and its clients: it says so and goes on."""
+"""Whatever happens to the worker, the disk and the clients: the server says so and goes on."""
 
+import asyncio
 import json
 import os
 import signal
@@ -12,242 +13,26 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
+from runtime.serve.__main__ import serve
 from runtime.serve.disk import Owned
 from runtime.serve.errors import sanitised
 from runtime.serve.jobs import Order, State, new_job
+from runtime.serve.ledger import Ledger
 from runtime.serve.store import Store
 from tests.fake_worker import FakeWorker
-from tests.serving import KEY, LONG_S, SHORT, options_in, running, until
-
-ABSENT = "video_" + "0" * 32
+from tests.serving import LONG_S, SHORT, TIGHT, error_of, options_in, running, until
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """Takes little; its worker begins nothing."""
-    options = options_in(
-        tmp_path_factory.mktemp("faults"), body_bytes=4096, body_s=0.5, message_bytes=2048,
-        prompt_characters=100, scenes=3, seconds=10, histories=4, expansions=4, candidates=8,
-        window_frames=24, streams=3, sockets=2,
-    )  # fmt: skip
+    options = options_in(tmp_path_factory.mktemp("server"), **TIGHT)
     with running(options, FakeWorker(held=True)) as found:
         yield found
 
 
-@pytest.fixture(scope="module")
-def locked(tmp_path_factory):
-    """A server with a key."""
-    with running(options_in(tmp_path_factory.mktemp("locked"), key=KEY)) as found:
-        yield found
-
-
-def error_of(answer, status: int) -> dict:
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "code", "param"} and error["message"]
-    assert answer.headers["x-request-id"]
-    return error
-
-
-@pytest.mark.parametrize(
-    ("fields", "param", "words"),
-    [
-        ({"prompt": "x" * 101}, "prompt", "at most 100"),
-        ({"prompt": " \n"}, "prompt", "some words"),
-        ({"prompt": "\ud800"}, "prompt", ""),
-        ({"prompt": ["x"]}, "prompt", "string"),
-        ({"seconds": 11}, "seconds", "(0, 10]"),
-        ({"seconds": "-1"}, "seconds", ""),
-        ({"seconds": True}, "seconds", ""),
-        ({"search": {"K": 5}}, "search.histories", "at most 4"),
-        ({"search": {"M": 5}}, "search.expansions", "at most 4"),
-        ({"search": {"K": 4, "M": 4}}, "search.histories * search.expansions", "at most 8"),
-        ({"search": {"policy": "halving"}, "settings": {"search.drafts": 40}}, "search.expansions", ""),
-        ({"search": {"K": 2, "histories": 2}}, "search", "each once"),
-        ({"search": {"K": "2"}}, "search.histories", "integer"),
-        ({"search": {"window": 10}}, "memory.window_frames", "multiple"),
-        ({"search": {"window": 27}}, "memory.window_frames", "at most 24"),
-        ({"settings": {"memory.max_sink_frames": 300}}, "memory.max_sink_frames", "at most 24"),
-        ({"settings": {"run.device": "cuda"}}, "settings.run.device", "no setting of a request"),
-        ({"settings": {"run.weights": "/etc"}}, "settings.run.weights", "no setting of a request"),
-        ({"settings": {"reward.image": "x"}}, "settings.reward.image", "no setting of a request"),
-        ({"settings": {"noise.mod": "x"}}, "settings.noise.mod", "did you mean noise.mode?"),
-        ({"settings": {"noise.mode": "x"}}, "noise.mode", "blend, slerp"),
-        ({"scenes": [{"chunk": 1, "prompt": "a"}] * 2}, "scenes.1", "in order"),
-        ({"scenes": [{"chunk": n, "prompt": "a"} for n in (1, 2, 3)]}, "scenes", "at most 3"),
-        ({"scenes": [{"chunk": 0, "prompt": "a"}]}, "scenes.0.chunk", ""),
-        ({"promt": "x"}, "promt", "did you mean prompt?"),
-        ({"model": "/etc/passwd"}, "model", "this server has 'sprites'"),
-        ({"size": "4096x4096"}, "size", "makes 32x32"),
-        ({"input_reference": {"image_url": "http://127.0.0.1:9/"}}, "input_reference", "fetches nothing"),
-        ({"image_url": "file:///etc/passwd"}, "image_url", "fetches nothing"),
-        ({"priority": 9}, "priority", ""),
-        ({"deadline_s": 0}, "deadline_s", ""),
-        ({"budget_fps": -1}, "budget_fps", ""),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_in_an_order_is_named_and_nothing_is_made(server, fields, param, words):
-    before = len(server.worker.commands)
-    content = json.dumps(SHORT | fields)
-    headers = {"content-type": "application/json"}
-    for path in ("/v1/videos", "/v1/videos/sync"):
-        answer = server.client.post(path, content=content, headers=headers)
-        error = error_of(answer, 400)
-        assert error["param"] == param and words in error["message"]
-    assert len(server.worker.commands) == before
-    assert not list((server.folder / "videos").iterdir())
-
-
-@pytest.mark.parametrize(
-    ("content", "kind", "status"),
-    [
-        (b"{", "application/json", 400),
-        (b"[]", "application/json", 400),
-        (b"\xff\xfe", "application/json", 400),
-        (b'{"prompt": "a", "seconds": NaN}', "application/json", 400),
-        (b'{"prompt": "a", "prompt": "b"}', "application/json", 400),
-        (b"[" * 4000, "application/json", 400),
-        (b'{"prompt": "a", "seconds": 1e999}', "application/json", 400),
-        (b"9" * 4000, "application/json", 400),
-        (b"prompt=a", "text/plain", 415),
-        (b"", "", 415),
-        (b"x", "multipart/form-data", 400),
-        (b"x", "multipart/form-data; boundary=b", 400),
-        (b"prompt=a&prompt=b", "application/x-www-form-urlencoded", 400),
-        (b"prompt=a&search[K]=x", "application/x-www-form-urlencoded", 400),
-        (b"prompt=a&search={", "application/x-www-form-urlencoded", 400),
-        (b"prompt=a&search[K]=1&search=3", "application/x-www-form-urlencoded", 400),
-        (b"&".join(b"f%d=1" % n for n in range(600)), "application/x-www-form-urlencoded", 400),
-        (b"x" * 4097, "application/json", 413),
-    ],
-)
-def test_a_malformed_body_is_refused_in_words(server, content, kind, status):
-    answer = server.client.post("/v1/videos", content=content, headers={"content-type": kind})
-    error_of(answer, status)
-
-
-def talk(port: int, request: bytes, wait_s: float = 5.0) -> bytes:
-    """What the server answers to raw bytes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=wait_s) as line:
-        line.sendall(request)
-        line.shutdown(socket.SHUT_WR) if request.endswith(b"END") else None
-        answer = b""
-        while piece := line.recv(65536):
-            answer += piece
-            if b"\r\n\r\n" in answer and b"}" in answer:
-                break
-        return answer
-
-
 HEAD = b"POST /v1/videos HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-
-
-def test_a_body_of_any_claimed_length_is_counted_while_it_is_read(server):
-    claimed = talk(server.port, HEAD + b"Content-Length: 99999999999\r\n\r\n")
-    assert b" 413 " in claimed.splitlines()[0]
-    chunk = b"400\r\n" + b"x" * 1024 + b"\r\n"
-    chunked = talk(server.port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 5)
-    assert b" 413 " in chunked.splitlines()[0]
-
-
-def test_a_body_that_does_not_come_is_not_waited_for(server):
-    assert b" 408 " in talk(server.port, HEAD + b"Content-Length: 10\r\n\r\n{").splitlines()[0]
-
-
-def test_headers_have_a_size(server):
-    request = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: " + b"x" * 200_000 + b"\r\n\r\n"
-    try:
-        answer = talk(server.port, request)
-    except ConnectionError:
-        answer = b""
-    assert answer == b"" or b" 400 " in answer.splitlines()[0] or b" 431 " in answer.splitlines()[0]
-    assert server.client.get("/health").status_code == 200
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["..", "%2e%2e", "..%2f..%2fjobs.sqlite3", "video_", ABSENT.upper(), ABSENT + "0", "a" * 3000, "%00"],
-)  # fmt: skip
-def test_a_name_that_is_none_finds_nothing(server, name):
-    for path in ("", "/content", "/stream", "/trace", "/events"):
-        assert server.client.get(f"/v1/videos/{name}{path}").status_code in (404, 405)
-    assert server.client.delete(f"/v1/videos/{name}").status_code in (404, 405)
-    assert server.client.get(f"/page/{name}").status_code == 404
-    assert server.client.get(f"/videos/{name}").status_code == 404
-
-
-def test_an_absent_video_is_told_the_same_everywhere(server):
-    for path in ("", "/content", "/stream", "/trace", "/events"):
-        error = error_of(server.client.get(f"/v1/videos/{ABSENT}{path}"), 404)
-        assert error["code"] == "video_not_found"
-    error_of(server.client.get("/v1/videos", params={"after": ABSENT}), 404)
-    error_of(server.client.get("/v1/videos", params={"after": "../x"}), 400)
-    error_of(server.client.get("/v1/videos", params={"limit": 0}), 400)
-    with pytest.raises(InvalidStatus) as caught:
-        connect(f"ws://127.0.0.1:{server.port}/v1/videos/{ABSENT}/live")
-    assert caught.value.response.status_code == 404
-
-
-def test_another_host_name_and_another_sites_page_are_refused(server):
-    rebound = server.client.get("/v1/videos", headers={"Host": "evil.example"})
-    assert error_of(rebound, 400)["code"] == "wrong_host"
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
-        foreign = server.client.post("/v1/videos", json=SHORT, headers={"Origin": origin})
-        assert error_of(foreign, 403)["code"] == "wrong_origin"
-        with pytest.raises(InvalidStatus) as caught:
-            connect(f"ws://127.0.0.1:{server.port}/v1/videos/{ABSENT}/live", origin=origin)
-        assert caught.value.response.status_code == 403
-    ours = {"Origin": server.url}
-    assert server.client.post("/v1/videos", json={}, headers=ours).status_code == 400
-    assert "access-control-allow-origin" not in server.client.get("/health", headers=ours).headers
-
-
-def test_without_the_right_key_every_route_is_closed_but_health(locked):
-    paths = httpx.get(f"{locked.url}/openapi.json", headers=locked.client.headers).json()["paths"]
-    routes = [(method, path) for path, calls in paths.items() for method in calls]
-    routes += [("get", path) for path in ("/", "/openapi.json", "/page/page.js", f"/videos/{ABSENT}", "/x")]  # fmt: skip
-    wrong = [{}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"},
-             {"Authorization": f"Bearer {KEY[:-1]}"}, {"Cookie": "stream_t1_session=99999999999.00"},
-             {"Authorization": "Bearer \u00e9".encode("latin1")}]  # fmt: skip
-    assert len(routes) > 12
-    with httpx.Client(base_url=locked.url, timeout=LONG_S) as stranger:
-        for method, path in routes:
-            if path == "/health":
-                continue
-            for headers in wrong:
-                answer = stranger.request(method, path.format(name=ABSENT), headers=headers)
-                assert answer.status_code == 401, (method, path, headers)
-                assert KEY not in answer.text and answer.headers["www-authenticate"] == "Bearer"
-        assert stranger.get("/health").status_code == 200
-    for protocols in (None, ["stream-t1", "key.d3Jvbmc"], ["key.!!"]):
-        with pytest.raises(InvalidStatus) as caught:
-            connect(f"ws://127.0.0.1:{locked.port}/v1/videos/{ABSENT}/live", subprotocols=protocols)
-        assert caught.value.response.status_code == 401
-
-
-def test_the_key_opens_routes_sockets_and_a_browser(locked):
-    import base64
-
-    name = locked.made()
-    address = f"ws://127.0.0.1:{locked.port}/v1/videos/{name}/live"
-    offered = ["stream-t1", "key." + base64.urlsafe_b64encode(KEY.encode()).decode().rstrip("=")]
-    with connect(address, subprotocols=offered) as line:
-        assert line.subprotocol == "stream-t1" and json.loads(line.recv(LONG_S))
-    with httpx.Client(base_url=locked.url, timeout=LONG_S) as browser:
-        page = browser.get("/", headers={"Accept": "text/html"})
-        assert page.status_code == 401 and "<form" in page.text
-        assert browser.post("/v1/session", data={"key": "wrong"}).status_code == 401
-        entered = browser.post("/v1/session", data={"key": KEY})
-        assert entered.status_code == 303 and entered.headers["location"] == "/"
-        cookie = entered.headers["set-cookie"].lower()
-        assert "httponly" in cookie and "samesite=strict" in cookie and KEY not in cookie
-        assert browser.get(f"/v1/videos/{name}/content").status_code == 200
-        mark = f"stream_t1_session={browser.cookies['stream_t1_session']}"
-        with connect(address, additional_headers={"Cookie": mark}) as line:
-            assert json.loads(line.recv(LONG_S))
 
 
 def test_one_job_too_many_is_told_when_to_come_again_and_jobs_keep_their_order(tmp_path):
@@ -264,55 +49,6 @@ def test_one_job_too_many_is_told_when_to_come_again_and_jobs_keep_their_order(t
         server.worker.free()
         for name in (names[0], *names[2:]):
             server.wait(name, "completed")
-
-
-def test_streams_and_sockets_are_counted_and_given_back(server):
-    name = server.order()
-    lines = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
-    for line in lines:
-        line.sendall(f"GET /v1/videos/{name}/stream HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-    until(lambda: server.service.streams.used == 3)
-    error_of(server.client.get(f"/v1/videos/{name}/events"), 429)
-    for line in lines:
-        line.close()
-    until(lambda: server.service.streams.used == 0)
-    address = f"ws://127.0.0.1:{server.port}/v1/videos/{name}/live"
-    with connect(address), connect(address):
-        with pytest.raises(InvalidStatus) as caught:
-            connect(address)
-        assert caught.value.response.status_code == 429
-    until(lambda: server.service.sockets.used == 0)
-    assert server.client.delete(f"/v1/videos/{name}").status_code == 200
-
-
-def test_a_socket_refuses_long_hasty_and_strange_messages(server):
-    name = server.order()
-    address = f"ws://127.0.0.1:{server.port}/v1/videos/{name}/live"
-    with connect(address) as line:
-        line.send("x" * 5000)
-        with pytest.raises(ConnectionClosed) as caught:
-            line.recv(LONG_S)
-        assert caught.value.rcvd.code == 1009
-    with connect(address) as line:
-        for text in (
-            "[]",
-            "\x00",
-            '{"prompt": 3}',
-            '{"prompt": ""}',
-            b"\xff",
-            '{"prompt": "%s"}' % ("x" * 101),
-        ):
-            line.send(text)
-            told = json.loads(line.recv(LONG_S))
-            assert told["event"] == "refused" and told["reason"]
-        with pytest.raises(ConnectionClosed) as caught:
-            for _ in range(30):
-                line.send("{}")
-            for _ in line:
-                pass
-        assert (caught.value.rcvd or caught.value.sent).code == 1008
-    assert not [one for one in server.worker.commands if one["do"] == "switch"]
-    server.client.delete(f"/v1/videos/{name}")
 
 
 def cancelled(server, name: str) -> bool:
@@ -514,3 +250,78 @@ def test_a_server_that_is_killed_or_stopped_begins_where_it_ended(tmp_path):
     store.close()
     assert job and job.state is State.INTERRUPTED and "go on from chunk" in job.reason
     assert os.path.getsize(folder / "videos" / name / "video.mp4") >= job.bytes > 0
+
+
+class Patient(FakeWorker):
+    """Needs long to save; without grace it is gone at once."""
+
+    async def stop(self, grace_s: float) -> None:
+        if not self._dead and grace_s:
+            await asyncio.sleep(LONG_S)
+        await super().stop(grace_s)
+
+
+def test_while_it_stops_nothing_is_taken_on_and_a_second_signal_ends_it_at_once(tmp_path, capsys):
+    worker = Patient(held=True)
+
+    async def story() -> int:
+        serving = asyncio.create_task(serve(options_in(tmp_path), worker))
+        while not (line := capsys.readouterr().out):
+            await asyncio.sleep(0.01)
+        async with httpx.AsyncClient(base_url=line.split()[3], timeout=LONG_S) as client:
+            name = (await client.post("/v1/videos", json=SHORT)).json()["id"]
+            os.kill(os.getpid(), signal.SIGTERM)
+            while (await client.get("/health")).json() != {"state": "stopping"}:
+                await asyncio.sleep(0.01)
+            refused = await client.post("/v1/videos", json=SHORT)
+            assert error_of(refused, 503)["code"] == "worker_stopping"
+            assert (await client.get(f"/v1/videos/{name}")).json()["status"] == "queued"
+            os.kill(os.getpid(), signal.SIGTERM)
+            return await asyncio.wait_for(serving, LONG_S / 2)
+
+    assert asyncio.run(story()) == 128 + signal.SIGTERM
+    assert worker.stops[0] == 0.0, "the first stop was still waiting"
+    store = Store(tmp_path / "jobs.sqlite3")
+    (job,) = store.in_states([State.INTERRUPTED])
+    store.close()
+    assert job.reason == "the server was stopped; restart the server to begin it"
+
+
+class FullDisk(Store):
+    """Refuses to write while ``full``."""
+
+    full = False
+
+    def put(self, job) -> None:
+        if self.full:
+            raise RuntimeError("disk is full")
+        super().put(job)
+
+
+def test_what_a_full_disk_does_not_take_is_remembered_and_written_later(tmp_path):
+    store = FullDisk(tmp_path / "jobs.sqlite3")
+    ledger = Ledger(store)
+    job = new_job(Order(prompts=((0, "x"),), seconds=1), "m", "1x1")
+    ledger.add(job)
+    store.full = True
+    done = replace(job, state=State.DONE)
+    ledger.put(done)
+    assert ledger.get(job.id) == done and ledger.page(1, None, True) == [done]
+    assert store.get(job.id) == job
+    store.full = False
+    ledger.flush()
+    assert store.get(job.id) == done
+    ledger.put(replace(done, state=State.DELETED))
+    assert ledger.get(job.id) is None and ledger.page(1, None, True) == []
+    ledger.close()
+
+
+def test_a_job_that_cannot_be_written_down_is_not_taken_on(tmp_path):
+    with running(options_in(tmp_path)) as server:
+        server.made()
+        with sqlite3.connect(tmp_path / "jobs.sqlite3") as base:
+            base.execute("DROP TABLE jobs")
+        error = error_of(server.client.post("/v1/videos", json=SHORT), 507)
+        assert "cannot be kept" in error["message"] and str(tmp_path) not in error["message"]
+        assert len([one for one in server.worker.commands if one["do"] == "submit"]) == 1
+        assert len(list((tmp_path / "videos").iterdir())) == 1

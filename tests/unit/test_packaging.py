@@ -57,6 +57,12 @@ def test_the_prompts_of_the_quality_comparison_are_in_the_wheel(laid_out):
     assert found == {path.name for path in (ROOT / prompts).iterdir()} and len(found) == 2
 
 
+def test_the_page_of_the_server_is_in_the_wheel(laid_out):
+    page = "runtime/serve/page"
+    found = {path.name for path in (laid_out / page).iterdir()}
+    assert found == {path.name for path in (ROOT / page).iterdir()} and "index.html" in found
+
+
 def test_root_folders_own_no_top_level_package():
     for folder in ("kernels", "export", "bench"):
         assert not (ROOT / folder / "__init__.py").exists(), (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -66,6 +66,14 @@ def three_chunks(server: StandIn) -> FakeJob:
 def watch(page: Page, server: StandIn, nodes: int) -> None:
     page.open(server.url("videos/a"))
     page.wait(f"document.querySelectorAll('.node').length == {nodes}")
+
+
+def until(found: Callable[[], object]) -> None:
+    """Return once ``found`` does."""
+    end = time.monotonic() + 30
+    while not found():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
 
 
 def count(page: Page, selector: str) -> int:
@@ -186,6 +194,7 @@ def test_a_new_prompt_is_sent_to_the_running_job(server, page):
     page.type("a blue star")
     page.press("Enter")
     page.wait("document.getElementById('switch-note').textContent.includes('Asked')")
+    until(lambda: job.heard)
     assert job.heard == [{"prompt": "a blue star"}]
     server.tell(job, {"event": "switched", "chunk": 5, "prompt": "a blue star"})
     page.wait("document.getElementById('switch-note').textContent.includes('chunk 5')")
@@ -228,6 +237,9 @@ def test_a_degraded_job_says_what_was_survived(server, page):
     why = ["chunk 2: the image reward was late"]
     server.tell(job, {"event": "done", "frames": 1, "bytes": 1, "seconds": 1.0, "degraded": why})
     page.wait("document.querySelectorAll('#degraded li').length == 1")
+    page.wait(
+        "document.querySelector('.node[data-fate=alive]') === null"
+    )  # nothing is open any more
     assert page.run("document.getElementById('state').textContent") == "done, degraded"
 
 
@@ -236,9 +248,7 @@ def test_a_broken_connection_is_made_again_and_nothing_is_drawn_twice(server, pa
     watch(page, server, 12)
     page.run("window.first = document.querySelector('.node')")
     server.cut(job)
-    end = time.monotonic() + 20
-    while job.connections < 2 and time.monotonic() < end:
-        time.sleep(0.05)
+    until(lambda: job.connections == 2)
     server.tell(job, turn(3))
     page.wait("document.querySelectorAll('.node').length == 16")
     assert page.run("document.querySelector('.node') === window.first")
@@ -275,8 +285,7 @@ def test_a_finished_job_without_events_is_drawn_from_its_trace(server, page, fil
     job.trace = {"planned_chunks": 2, "chunks": told, "path": seeds}
     page.open(server.url("videos/a"))
     page.wait("document.querySelector('.node') === null && document.querySelector('h1') !== null")
-    while not job.sockets:
-        time.sleep(0.02)
+    until(lambda: job.sockets)
     server.cut(job)
     page.wait("document.querySelectorAll('.node').length == 8")
     assert count(page, ".node[data-fate=settled]") == 2
@@ -315,7 +324,8 @@ def test_a_key_is_asked_for_until_it_is_the_right_one(server, page):
         page.wait(
             f"document.getElementById('key').open && !document.getElementById('key-wrong').hidden == {wrong}"
         )
-        page.type(tried)  # the field has the focus
+        page.wait("document.activeElement.id == 'key-value'")
+        page.type(tried)
         page.press("Enter")
     page.wait("document.querySelectorAll('.node').length == 12")
     assert not page.run("document.getElementById('key').open")

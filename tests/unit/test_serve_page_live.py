@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,12 +9,11 @@ import pytest
 pytest.importorskip("fastapi", reason="the server's packages are not installed")
 pytest.importorskip("websockets", reason="the server's packages are not installed")
 
-import uvicorn
-
 from runtime.serve.app import build_app
 from runtime.serve.options import ServeOptions
 from tests.chromium import Browser, Page, browser, executable
 from tests.fake_worker import FakeWorker
+from tests.http_thread import serving_app
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="there is no Chromium on this machine")
 
@@ -29,27 +26,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Fake
     """Its address, and a worker that makes the first two chunks only when it is told to."""
     worker = FakeWorker(held=True)
     app = build_app(worker, ServeOptions(folder=tmp_path_factory.mktemp("data"), key=KEY))
-    running = uvicorn.Server(
-        uvicorn.Config(
-            app, port=0, log_level="error", ws="websockets-sansio", timeout_graceful_shutdown=2
-        )
-    )
-    ready = threading.Event()
-
-    async def main() -> None:
-        task = asyncio.create_task(running.serve())
-        while not running.started:
-            await asyncio.sleep(0.01)
-        ready.set()
-        await task
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
-    thread.start()
-    assert ready.wait(20)
-    port = running.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/", worker
-    running.should_exit = True
-    thread.join(20)
+    with serving_app(app) as address:
+        yield address, worker
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +49,7 @@ def page(chromium: Browser) -> Iterator[Page]:
 def enter(page: Page, address: str) -> None:
     """Through the form that a browser without a key gets instead of the page."""
     page.open(address)
-    page.wait("document.querySelector('input[type=password]') !== null")
+    page.wait("document.activeElement?.type == 'password'")
     page.type(KEY)
     page.press("Enter")
     page.wait("document.querySelector('textarea') !== null", 20)

@@ -1,12 +1,17 @@
 """The worker: jobs in, files and events out, and nothing that a message could break."""
 
 import asyncio
+import json
+import logging
+import socket
 
 import av
 import pytest
 
-from runtime.serve.job_files import SNAPSHOTS
+from runtime.serve.job_files import SNAPSHOTS, JobFiles
 from runtime.serve.wire import MAX_LINE_BYTES
+from runtime.serve.worker import Worker
+from runtime.serve.worker_options import parse
 from runtime.trace import read_trace
 from tests.fake_async_engine import FakeAsyncEngine
 from tests.worker_at_hand import at_hand
@@ -101,6 +106,55 @@ def test_jobs_side_by_side_are_those_made_alone(tmp_path):
     runs(tmp_path, scenario)
     videos = [(tmp_path / name / "video.mp4").read_bytes() for name in ("alone", "v2", "v1")]
     assert videos[0] == videos[1] != videos[2]
+
+
+def test_a_worker_that_cannot_build_its_engine_says_why_with_its_last_words():
+    def build(settings, limits):
+        raise RuntimeError("the weights are not there")
+
+    async def scenario():
+        ours, theirs = socket.socketpair()
+        with ours:
+            worker = Worker(parse(["--link-fd", str(theirs.detach())]), build)
+            with pytest.raises(RuntimeError, match="not there"):
+                await worker.run()
+            return ours.recv(1000)
+
+    fatal = {"event": "fatal", "reason": "the weights are not there"}
+    assert json.loads(asyncio.run(scenario())) == fatal
+
+
+def test_a_worker_whose_engine_died_tells_its_jobs_and_ends(tmp_path):
+    async def scenario():
+        engine = FakeAsyncEngine(chunk_s=0.02)
+        with pytest.raises(RuntimeError, match="the engine's thread ended"):
+            async with at_hand(tmp_path, engine=engine) as hand:
+                hand.submit("v1", seconds=60)
+                await hand.told("settled", "v1")
+                engine.jobs[0].cancel("the engine's thread ended: MemoryError")
+                engine.alive = False
+                await hand.told("fatal")
+        assert [e["event"] for e in hand.events[-2:]] == ["cancelled", "fatal"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_no_line_of_the_log_tells_a_prompt(tmp_path, caplog, broken, monkeypatch):
+    caplog.set_level(logging.DEBUG)
+    if broken:
+        monkeypatch.setattr(JobFiles, "settle", lambda *_: 1 / 0)
+
+    async def scenario(hand):
+        hand.submit("v1", prompts=[[0, "xyzzy"], [2, "plugh"]])
+        end = await hand.end("v1")
+        hand.send(do="switch", job="v1", prompt="frotz", chunk=None, tag=1)
+        await hand.told("refused")
+        assert end["event"] == ("failed" if broken else "done")
+
+    runs(tmp_path, scenario)
+    assert "submitted" in caplog.text and ("ZeroDivisionError" in caplog.text) is broken
+    assert not any(word in caplog.text for word in ("xyzzy", "plugh", "frotz"))
 
 
 # Cancelling, switching, refusing

@@ -4,7 +4,7 @@
 // Knows nothing of the page.
 
 export const PRUNED = "pruned"; // dropped when its chunk was judged
-export const ENDED = "ended"; // kept, but no history that is alive descends from it
+export const ENDED = "ended"; // kept, but neither in the video nor behind anything that may still be
 export const ALIVE = "alive"; // part of a history that may still become the video
 export const SETTLED = "settled"; // part of the video
 
@@ -14,7 +14,7 @@ export class Search {
     this.settled = []; // by chunk: {index, frames, seed, route, short, long, fused}
     this.switches = new Map(); // chunk -> the prompt from there on
     this.chunks = 0; // how many the video is going to have
-    this.bytes = 0; // of the file that are valid
+    this.over = false; // nothing more is drawn
     this.path = []; // by chunk: the candidate that became the video
     this.fates = new Map(); // candidate -> fate, as of the last turn
   }
@@ -23,7 +23,7 @@ export class Search {
   take(event) {
     switch (event.event) {
       case "began":
-        return this.#set("chunks", event.chunks);
+        return this.#begin(event);
       case "turn":
         return this.#turn(event);
       case "settled":
@@ -33,7 +33,11 @@ export class Search {
         this.switches.set(event.chunk, event.prompt);
         return true;
       case "done":
-        return this.#set("bytes", event.bytes ?? this.bytes);
+      case "failed":
+      case "cancelled":
+        this.over = true;
+        this.#judge();
+        return true;
       default:
         return false;
     }
@@ -71,10 +75,12 @@ export class Search {
     return [...total].map(([stage, ms]) => ({ stage, total: ms, last: last[stage] ?? 0 }));
   }
 
-  #set(name, value) {
-    if (this[name] === value) return false;
-    this[name] = value;
-    return true;
+  #begin(event) {
+    const news = this.over || this.chunks !== event.chunks;
+    this.over = false;
+    this.chunks = event.chunks;
+    if (news) this.#judge();
+    return news;
   }
 
   #turn(event) {
@@ -102,7 +108,6 @@ export class Search {
     if (before && before.seed === event.seed && before.bytes === event.bytes) return false;
     if (before) this.settled.length = event.index;
     this.settled[event.index] = event;
-    this.bytes = Math.max(event.bytes ?? 0, this.bytes);
     this.#judge();
     return true;
   }
@@ -115,7 +120,7 @@ export class Search {
       for (const one of turn?.byRank.values() ?? []) this.fates.set(one, ENDED);
     }
     const newest = this.turns.length - 1;
-    let alive = new Set(this.turns[newest]?.byRank.values() ?? []);
+    let alive = new Set(this.over ? [] : this.turns[newest]?.byRank.values());
     for (let index = newest; index >= 0 && alive.size; index -= 1) {
       const parents = new Set();
       for (const one of alive) {
@@ -141,8 +146,7 @@ export class Search {
 
 // The events that a finished job's trace stands for: the way to see a search whose events are gone.
 export function* eventsOf(trace) {
-  const lengths = trace.chunks.length;
-  yield { event: "began", chunks: trace.planned_chunks ?? lengths, chunk: 0 };
+  yield { event: "began", chunks: trace.planned_chunks ?? trace.chunks.length, chunk: 0 };
   for (const chunk of trace.chunks) {
     const candidates = chunk.candidates.map((one) => ({
       ...one,
@@ -153,4 +157,5 @@ export function* eventsOf(trace) {
   for (const [index, seed] of trace.path.entries()) {
     yield { event: "settled", index, seed };
   }
+  yield { event: trace.outcome === "finished" ? "done" : "failed" };
 }

@@ -6,7 +6,7 @@ import { h, number, s, say } from "./dom.js";
 import { ALIVE, ENDED, PRUNED, SETTLED } from "./search.js";
 
 const MOST = 24; // candidates of a chunk that are drawn; survivors first, then the best of the others
-const HEAD = 24; // pixels above the pictures: the chunk's number
+const HEAD = 38; // pixels above the pictures: the chunk's number, and whether its prompt is new
 // Only pictures that came with the event: nothing is fetched from anywhere.
 const PICTURE = /^data:image\/(jpeg|png|gif);base64,/;
 const SPARE = 2; // columns drawn beyond either edge of the view
@@ -78,7 +78,7 @@ export class Tree {
     this.side = most <= 6 ? 64 : most <= 12 ? 44 : 32;
     this.pitch = this.side + 52;
     this.step = this.side + 20;
-    this.canvas.style.height = `${HEAD + most * this.step + 20}px`;
+    this.canvas.style.height = `${HEAD + most * this.step + 16}px`;
     this.canvas.style.setProperty("--side", `${this.side}px`);
     for (const index of [...this.columns.keys()]) this.#drop(index);
   }
