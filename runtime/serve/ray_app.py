@@ -175,6 +175,7 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     pass_key = secrets.token_hex(32)
     crew: dict[str, Any] = {"num_replicas": cluster.replicas}
     if cluster.most_replicas > cluster.replicas:
+        # Ray calls the interval deprecated, for an environment variable that 2.60 does not read yet.
         crew = {
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=cluster.replicas, max_replicas=cluster.most_replicas,

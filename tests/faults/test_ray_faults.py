@@ -26,6 +26,7 @@ LONG_S = 120.0
 CHUNK_S = 0.3
 SHORT = {"prompt": "a red disc", "seconds": 2}
 LONG = {"prompt": "a red disc", "seconds": 12}
+ENDLESS = {"prompt": "a red disc", "seconds": 120}
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",  # or it leaves a token in the home folder
@@ -107,6 +108,10 @@ class Cluster:
         job = until(lambda: (job := self.look(name)).get("status") in ("completed", "failed") and job)  # fmt: skip
         assert job["status"] == "completed", job
         return job
+
+    def fetch(self, name: str) -> httpx.Response | None:
+        answer = self.client.get(f"/v1/videos/{name}/content")
+        return answer if answer.status_code == 200 else None
 
     def replicas(self) -> list[dict]:
         return self.client.get("/health").json()["replicas"]
@@ -239,14 +244,17 @@ def test_replicas_come_with_work_and_go_without_it_and_their_videos_stay(ray_her
     cluster = application(
         ray_here, tmp_path, replicas=1, most_replicas=2, videos_each=1, up_s=0.5, down_s=2
     )
-    names = [cluster.order(LONG) for _ in range(3)]
+    first = cluster.order(SHORT)
+    cluster.wait(first)
+    work = [cluster.order(ENDLESS) for _ in range(3)]
     until(lambda: cluster.all_ready(2))
-    names.append(cluster.order(LONG))
-    assert len({name[6:14] for name in names}) == 2
-    for name in names:
-        cluster.wait(name)
+    second = cluster.order(SHORT)
+    cluster.wait(second)
+    assert first[6:14] != second[6:14]  # the new one took it
+    for name in work:
+        cluster.client.delete(f"/v1/videos/{name}")
     until(lambda: cluster.all_ready(1))
-    for name in names:
-        answer = until(lambda name=name: (got := cluster.client.get(f"/v1/videos/{name}/content")).status_code == 200 and got)  # fmt: skip
+    for name in (first, second):  # the one that stayed has the videos of the one that went
+        answer = until(lambda name=name: cluster.fetch(name))
         assert answer.content[4:8] == b"ftyp"
     serve.delete("videos")
