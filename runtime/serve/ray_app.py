@@ -16,8 +16,9 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -144,6 +145,8 @@ class Replicas:
             answers = await asked.results_async(timeout_s=timeout_s, return_exceptions=True)
         except DeploymentUnavailableError:
             return []
+        except (RayError, RayServeException) as error:
+            raise TimeoutError(f"{type(error).__name__}: {error}") from None
         for answer in answers:
             if isinstance(answer, Exception):
                 log.warning("a replica did not answer %s: %.200s", method, answer)

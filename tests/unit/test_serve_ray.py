@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -47,7 +48,7 @@ def quick(monkeypatch):
 
 
 def report(name="a", slots=("0000000a",), **fields):
-    known = {"name": name, "slots": list(slots), "host": "h", "port": 1, "state": "ready", "videos": 0}  # fmt: skip
+    known = {"name": name, "slots": list(slots), "around": [], "host": "h", "port": 1, "state": "ready", "videos": 0}  # fmt: skip
     return known | fields
 
 
@@ -286,13 +287,43 @@ def test_the_directory_finds_who_holds_a_slot_until_it_does_not_answer():
     assert directory.holder("0000000c").name == "b"
 
 
-def test_an_order_counts_before_the_next_report():
+def test_an_order_counts_from_the_moment_it_is_sent_until_the_replica_counts_it():
+    directory = Directory()
+    directory.update([report("a"), report("b", videos=2)], 0.0)
+
+    def next_one():
+        return directory.promise(directory.for_orders()[0])
+
+    assert [next_one()[0] for _ in range(2)] == ["a", "a"]
+    directory.update(
+        [report("a", videos=1), report("b", videos=2)], 0.5
+    )  # the second one is on its way
+    assert directory.for_orders()[0].name == "b"
+    directory.update([report("a", videos=2), report("b", videos=2)], 1.0)
+    promised = {next_one()[0] for _ in range(2)}
+    assert promised == {"a", "b"}
+
+
+def test_an_order_that_was_refused_does_not_count():
     directory = Directory()
     directory.update([report("a"), report("b", videos=1)], 0.0)
-    for wanted in ("a", "a", "b"):
+    for _ in range(3):
         first = directory.for_orders()[0]
-        assert first.name == wanted
-        directory.took(first)
+        assert first.name == "a"
+        directory.refused(directory.promise(first))
+
+
+def test_orders_that_come_at_once_are_spread(tmp_path):
+    with cluster(tmp_path, FakeWorker(held=True), FakeWorker(held=True)) as both:
+        with ThreadPoolExecutor(6) as pool:
+            names = list(pool.map(lambda _: both.order(), range(6)))
+        assert [both.holder(name) for name in names].count(0) == 3
+
+
+def test_a_slot_whose_folder_is_seen_is_away_and_not_lost():
+    directory = Directory()
+    directory.update([report("a", around=["0000000a", "0000000d"])], 0.0)
+    assert directory.away("0000000d", 1e9) and not directory.away("0000000e", 0.0)
 
 
 def test_a_slot_is_read_off_an_address():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 AWAY_S = 120.0  # for which a slot that nobody holds counts as about to come back
@@ -15,6 +18,7 @@ class Replica:
 
     name: str
     slots: tuple[str, ...]
+    around: tuple[str, ...]  # slots whose folders it sees, whoever holds them
     host: str
     port: int
     state: str
@@ -22,7 +26,7 @@ class Replica:
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> Replica:
-        return cls(**{**report, "slots": tuple(report["slots"])})
+        return cls(**{**report, "slots": tuple(report["slots"]), "around": tuple(report["around"])})
 
 
 class Directory:
@@ -32,6 +36,11 @@ class Directory:
         self._there: dict[str, Replica] = {}
         self._leaving: dict[str, Replica] = {}
         self._seen: dict[str, float] = {}  # slot -> when it was last held
+        self._around: set[str] = set()  # slots whose folders somebody sees
+        self._promised: list[
+            tuple[str, int]
+        ] = []  # replica and the round of reports it was asked in
+        self._round = 0
 
     def update(self, reports: Iterable[Mapping[str, Any]], now: float) -> None:
         """Take note of everybody who reported at ``now``."""
@@ -39,6 +48,9 @@ class Directory:
         gone = {name: old for name, old in self._there.items() if name not in there}
         self._leaving = {name: old for name, old in (self._leaving | gone).items() if name not in there}  # fmt: skip
         self._there = there
+        self._round += 1
+        self._promised = [one for one in self._promised if one[1] >= self._round - 1]
+        self._around = {slot for replica in there.values() for slot in replica.around}
         self._seen |= {slot: now for replica in there.values() for slot in replica.slots}
         self._seen = {slot: when for slot, when in self._seen.items() if now - when <= AWAY_S}
 
@@ -47,10 +59,15 @@ class Directory:
         self._there.pop(replica.name, None)
         self._leaving.pop(replica.name, None)
 
-    def took(self, replica: Replica) -> None:
-        """It has one more video; its next report tells so too."""
-        if known := self._there.get(replica.name):
-            self._there[replica.name] = replace(known, videos=known.videos + 1)
+    def promise(self, replica: Replica) -> tuple[str, int]:
+        """Count an order that is on its way to a replica: until it refuses, or has had time to report it itself."""
+        self._promised.append((replica.name, self._round))
+        return self._promised[-1]
+
+    def refused(self, promised: tuple[str, int]) -> None:
+        """A promise that came to nothing."""
+        with contextlib.suppress(ValueError):  # it is old and forgotten
+            self._promised.remove(promised)
 
     def holder(self, slot: str) -> Replica | None:
         """Who has the videos of a slot."""
@@ -61,13 +78,14 @@ class Directory:
         return None
 
     def away(self, slot: str, now: float) -> bool:
-        """Nobody has the slot now, but somebody had it a moment ago."""
-        return now - self._seen.get(slot, -AWAY_S - 1) <= AWAY_S
+        """Nobody has the slot now, but its folder is there, or somebody had it a moment ago."""
+        return slot in self._around or now - self._seen.get(slot, -AWAY_S - 1) <= AWAY_S
 
     def everybody(self) -> list[Replica]:
         return sorted(self._there.values(), key=lambda replica: replica.name)
 
     def for_orders(self) -> list[Replica]:
-        """Who can take an order, the least busy first."""
+        """Who can take an order, the least busy first and equals in any order: there may be other fronts."""
         ready = [replica for replica in self._there.values() if replica.state == "ready"]
-        return sorted(ready, key=lambda replica: (replica.videos, replica.name))
+        promised = collections.Counter(name for name, _ in self._promised)
+        return sorted(ready, key=lambda one: (one.videos + promised[one.name], random.random()))

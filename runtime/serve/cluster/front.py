@@ -52,7 +52,7 @@ router = APIRouter()
 
 
 class Cluster(Protocol):
-    """The replicas, asked all at once; who does not answer in time is left out."""
+    """The replicas, asked all at once. One that died is left out; one that is late is a TimeoutError."""
 
     async def reports(self) -> list[dict[str, Any]]:
         """``House.report`` of each."""
@@ -104,6 +104,7 @@ def build_front(options: ServeOptions, cluster: Cluster, pass_key: str, seal: by
     app.include_router(router)
     app.mount("/", Forward(facade))
     errors.install(app)
+    app.add_exception_handler(TimeoutError, _late)
     app.add_middleware(Gate, options=options, keyring=facade.keyring)
     if options.allowed_origins:
         app.add_middleware(
@@ -111,6 +112,11 @@ def build_front(options: ServeOptions, cluster: Cluster, pass_key: str, seal: by
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Range", "X-Request-Id"],
         )  # fmt: skip
     return app
+
+
+async def _late(_: Request, error: Exception) -> Response:
+    text = "the replicas do not answer in time"
+    return ApiError(503, text, code="replicas_late", retry_after_s=AWAY_RETRY_S).response()
 
 
 async def _watch(facade: Facade) -> None:
@@ -122,8 +128,8 @@ async def _watch(facade: Facade) -> None:
 async def _look(facade: Facade) -> None:
     try:
         facade.directory.update(await facade.cluster.reports(), time.monotonic())
-    except TimeoutError:
-        log.warning("the replicas do not report in time")
+    except TimeoutError as error:  # what was known stays
+        log.warning("the replicas do not report: %s", error)
 
 
 @router.get("/health")
@@ -229,16 +235,20 @@ class Forward:
     async def _order(self, asked: Asked, send: Send) -> None:
         """Ask one after the other until somebody takes the order; 429 when all are full."""
         waits: list[int] = []
-        for replica in self._directory.for_orders():
+        tried: set[str] = set()
+        while found := [one for one in self._directory.for_orders() if one.name not in tried]:
+            replica = found[0]
+            tried.add(replica.name)
+            promised = self._directory.promise(replica)
             try:
                 async with asking(replica.host, replica.port, _to(replica, asked)) as answer:
+                    if answer.status >= 400:
+                        self._directory.refused(promised)
                     if answer.status == 503:
                         continue
                     if answer.status == 429:
                         waits.append(_retry_after(answer))
                         continue
-                    if answer.status < 300:
-                        self._directory.took(replica)
                     return await _relay(answer, send)
             except Unreachable:
                 self._directory.lost(replica)

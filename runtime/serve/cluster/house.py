@@ -31,7 +31,7 @@ from runtime.serve.app import build_app
 from runtime.serve.backend import Backend
 from runtime.serve.bodies import video_of
 from runtime.serve.cluster.sharing import Share, SharedWorker
-from runtime.serve.cluster.slots import WorkerLock, free_slots, new_slot, slot_in
+from runtime.serve.cluster.slots import WorkerLock, all_slots, free_slots, new_slot, slot_in
 from runtime.serve.desk import Desk
 from runtime.serve.errors import ApiError
 from runtime.serve.options import ServeOptions
@@ -77,6 +77,7 @@ class House:
         self._lock = WorkerLock(root)
         self._worker = SharedWorker(build(self._lock.fd), self._lock.path)
         self._held: dict[str, Held] = {}
+        self._around: list[str] = []  # slots that are there, broken ones left out
         self._own = ""  # the slot that takes orders
         self._broken: set[str] = set()  # slots whose list of jobs cannot be read
         self._minding: asyncio.Task[None] | None = None
@@ -130,8 +131,8 @@ class House:
 
     def report(self) -> dict[str, Any]:
         """What the front has to know, as JSON."""
-        return {"name": self._own, "slots": list(self._held), "host": self._options.host,
-                "port": self.port, "state": self.state, "videos": self.unfinished}  # fmt: skip
+        return {"name": self._own, "slots": list(self._held), "around": self._around,
+                "host": self._options.host, "port": self.port, "state": self.state, "videos": self.unfinished}  # fmt: skip
 
     def created(self, name: str) -> float | None:
         """When a video was ordered; None when it is not here."""
@@ -224,9 +225,12 @@ class House:
             if time.monotonic() < until or self.desk.state != "ready":
                 continue
             until = time.monotonic() + LOOK_S * random.uniform(0.5, 1.5)
-            free = await asyncio.to_thread(lambda: list(free_slots(self._root)))
+            there, free = await asyncio.to_thread(
+                lambda: (all_slots(self._root), list(free_slots(self._root)))
+            )
             for slot in [slot for slot in free if slot.name not in self._broken][:1]:
                 await self._take(slot)
+            self._around = [slot.name for slot in there if slot.name not in self._broken]
             await self._tidy()
         if not self._left:
             log.error("the worker is gone, every slot is let go: %s", self._worker.gone)

@@ -62,10 +62,15 @@ def sign(slot: Path, worker: Path) -> None:
     os.replace(fresh, slot / "worker")
 
 
+def all_slots(root: Path) -> list[Path]:
+    """Every slot that there is, held or not."""
+    return sorted(slot for slot in (root / "slots").iterdir() if SLOT.fullmatch(slot.name))
+
+
 def free_slots(root: Path) -> Iterator[Path]:
     """Slots that nobody holds and no worker writes in. Another replica may be quicker to take one."""
-    for slot in sorted((root / "slots").iterdir()):
-        if SLOT.fullmatch(slot.name) and _free(slot / "lock"):
+    for slot in all_slots(root):
+        if _free(slot / "lock"):
             with contextlib.suppress(OSError):
                 worker = (slot / "worker").read_text()[:64]
                 if worker.isalnum() and not _free(root / "workers" / worker):
