@@ -65,6 +65,8 @@ def build_parser() -> Parser:
     text = "chunks between two snapshots of a video; 0: only when the server stops (default: %(default)s)"  # fmt: skip
     add("--snapshot-chunks", type=int, default=4, metavar="N", help=text)
     add("--threads", type=int, default=0, metavar="N", help="of the worker on the CPU (default: all)")  # fmt: skip
+    text = "that the engine has memory for at once (default: %(default)s; 0: what memory holds)"
+    add("--videos", type=int, default=4, metavar="N", help=text)
     text = f"the most that may be asked for: {', '.join(Bounds.__slots__)}; may be repeated"
     add("--limit", action="append", default=[], metavar="NAME=N", help=text)
     add("--log-level", default="info", metavar="NAME", help="debug, info, warning or error")
@@ -104,13 +106,17 @@ def parse(arguments: Sequence[str]) -> Call:
         grace_s=asked.grace,
         bounds=_bounds(asked.limit),
     )
-    for name in ("snapshot_chunks", "threads"):
+    for name in ("snapshot_chunks", "threads", "videos"):
         if getattr(asked, name) < 0:
             raise ValueError(f"--{name.replace('_', '-')}: want at least 0, got {getattr(asked, name)}")  # fmt: skip
     told = {"--preset": asked.preset, "--log-level": asked.log_level, "--grace": options.grace_s,
             "--snapshot-chunks": asked.snapshot_chunks, "--threads": asked.threads}  # fmt: skip
     worker = [str(word) for pair in told.items() for word in pair]
-    worker += [word for pair in asked.set for word in ("--set", pair)]
+    bounds = options.bounds
+    limits = [f"queued={bounds.jobs}", f"candidates={bounds.candidates}", f"seconds={bounds.seconds:g}",
+              f"batch_rows={max(64, bounds.candidates)}", f"videos={asked.videos}"]  # fmt: skip
+    repeated = [("--set", pair) for pair in asked.set] + [("--limit", pair) for pair in limits]
+    worker += [word for pair in repeated for word in pair]
     return Call(options, tuple(worker), asked.log_level)
 
 

@@ -21,6 +21,7 @@ from runtime.serve.jobs import Job, Order, State, job_from, new_job
 from runtime.serve.link import WorkerLink
 from runtime.serve.options import Bounds, ServeOptions, loopback
 from runtime.serve.orders import ALLOWED, FRIENDLY
+from runtime.serve.worker_options import parse as parse_worker
 from runtime.settings import setting_names
 from tests.fake_worker import FakeWorker
 from tests.serving import SHORT, options_in, until
@@ -153,9 +154,10 @@ def test_the_worker_gets_the_settings_and_nothing_of_the_servers_own():
     call = parse(["--preset", "sprites", "--set", "search.histories=3", "--limit", "seconds=7", "--threads", "2"])  # fmt: skip
     assert call.options.settings.search.histories == 3
     assert call.options.bounds.seconds == 7.0
-    told = dict(zip(call.worker[::2], call.worker[1::2], strict=True))
-    assert told == {"--preset": "sprites", "--set": "search.histories=3", "--threads": "2",
-                    "--grace": "20.0", "--snapshot-chunks": "4", "--log-level": "info"}  # fmt: skip
+    options = parse_worker([*call.worker, "--link-fd", "3"])
+    assert options.settings == call.options.settings
+    assert (options.threads, options.grace_s, options.snapshot_chunks) == (2, 20.0, 4)
+    assert (options.limits.seconds, options.limits.queued, options.limits.videos) == (7.0, 64, 4)
     assert isinstance(WorkerLink(call.worker), WorkerLink)
 
 
