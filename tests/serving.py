@@ -56,9 +56,9 @@ class Running:
         return name
 
 
-def until(found: Callable[[], object]):
+def until(found: Callable[[], object], patience_s: float = LONG_S):
     """What ``found`` returns once it is true."""
-    end = time.monotonic() + LONG_S
+    end = time.monotonic() + patience_s
     while time.monotonic() < end:
         if got := found():
             return got
