@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -48,6 +48,7 @@ class FakeJob:
         self._stop = ""
         self._shown = 0
         self._wake: Callable[[], None] = lambda: None
+        self._holds = engine.holds if request.name else ()  # a warm-up has none
         known = facts(request.resume) if request.resume else None
         self._first, self._skip = (known.index, known.settled) if known else (0, 0)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -73,6 +74,7 @@ class FakeJob:
                 answer.set_exception(ValueError("the job has ended"))
             else:
                 self._wanted.append(answer)
+                self._changed.notify_all()
         return answer
 
     def __iter__(self):
@@ -143,13 +145,23 @@ class FakeJob:
             self.state = "paused" if full else "running"
             self._changed.wait_for(lambda: len(self._events) < self._request.backlog or self._stop)
             self.state = "running"
-            for answer in self._wanted:
-                answer.set_result(self._packed(index))
-            self._wanted.clear()
+            answered = self._answer(index)
+            if index in self._holds:
+                last = index == self._holds[-1]
+                while not self._stop and (last or not answered):
+                    self._changed.wait()
+                    answered = self._answer(index) or answered
         self._check()
         if self._request.name:  # a warm-up has none and is quick
             time.sleep(self._engine.chunk_s)
         self._check()
+
+    def _answer(self, index: int) -> bool:
+        """Give the snapshots that are wanted; whether there were any."""
+        wanted, self._wanted = self._wanted, []
+        for answer in wanted:
+            answer.set_result(self._packed(index))
+        return bool(wanted)
 
     def _packed(self, index: int) -> Packed:
         settings = self._request.settings
@@ -167,12 +179,21 @@ class FakeJob:
 
 
 class FakeAsyncEngine:
-    """``chunk_s`` is how long a chunk takes, ``queued`` and ``running`` how many jobs may wait and be made."""
+    """``chunk_s`` is how long a chunk takes, ``queued`` and ``running`` how many jobs may wait and be made.
+
+    Jobs stay before the chunks in ``holds``: at the last until they are cancelled, at the others until a snapshot was taken.
+    """
 
     fps, implementations, identity = 16, {"noise": "torch"}, '{"weights": "discs"}'
 
-    def __init__(self, chunk_s: float = 0.0, queued: int = 64, running: int = 4) -> None:
-        self.chunk_s, self.limits = chunk_s, Limits(queued=queued)
+    def __init__(
+        self,
+        chunk_s: float = 0.0,
+        queued: int = 64,
+        running: int = 4,
+        holds: Sequence[int] = (),
+    ) -> None:
+        self.chunk_s, self.limits, self.holds = chunk_s, Limits(queued=queued), holds
         self.settings, self.alive = Settings(), True
         self.room = threading.Semaphore(running)
         self.jobs: list[FakeJob] = []

@@ -21,7 +21,7 @@ from tests.fake_async_engine import FakeAsyncEngine
 
 
 def build(settings: Settings, limits: Limits) -> FakeAsyncEngine:
-    return FakeAsyncEngine(hooks.get("chunk_s", 0.0), limits.queued)
+    return FakeAsyncEngine(hooks.get("chunk_s", 0.0), limits.queued, holds=hooks.get("holds", ()))
 
 
 def slow_snapshots(seconds: float, first: int) -> None:

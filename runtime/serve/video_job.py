@@ -13,20 +13,19 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from runtime.request import JobCancelled, JobFailed, Request
-from runtime.resuming import facts
 from runtime.serve.commands import Submit, Switch
 from runtime.serve.job_files import JobFiles, Made, Mark, has_snapshot, last_saved, light
 from runtime.serve.logs import about
+from runtime.serve.saving import Saving
 from runtime.serve.wire import Message
 
 if TYPE_CHECKING:
     from runtime.async_engine import AsyncEngine
     from runtime.job import Job
-    from runtime.packing import Packed
     from runtime.types import ChunkEvent, ChunkRecord
 
 log = logging.getLogger(__name__)
@@ -51,22 +50,11 @@ class Office:
         return await asyncio.get_running_loop().run_in_executor(self.threads, call, *args)
 
 
-@dataclass(slots=True)
-class Progress:
-    """How far a job is."""
-
-    began: float = field(default_factory=time.monotonic)
-    told: bool = False  # the server knows that it began
-    turns: int = 0  # chunks made
-    asked: int = 0  # turns when the latest snapshot was asked for
-    saved: int = -1  # turns in the newest snapshot
-
-
 class VideoJob:
     """Runs one job from its submission to its last event."""
 
     def __init__(self, command: Submit, office: Office) -> None:
-        """Raises ValueError for an command that the engine cannot take."""
+        """Raises ValueError for a command that the engine cannot take."""
         engine = office.engine
         self.name = command.job
         self._asked, self._office = command, office
@@ -78,14 +66,12 @@ class VideoJob:
         self._notes: deque[ChunkRecord] = deque()
         self._loop = asyncio.get_running_loop()
         self._noted = asyncio.Event()  # there are notes
-        self._moved = asyncio.Condition()  # the files have grown
         self._filing = asyncio.Lock()
-        self._progress = Progress()
+        self._began: float | None = None  # when the server was told so
         self._files: JobFiles | None = None
         self._mark: Mark | None = None  # where it goes on
         self._job: Job
-        self._saving: asyncio.Task[None] | None = None
-        self._writing = False  # a snapshot is on its way to the disk
+        self._saving: Saving
         self._broken: Exception | None = None
         self._leaving = False
 
@@ -95,9 +81,6 @@ class VideoJob:
         if asked.resume:
             found = await self._office.aside(last_saved, asked.folder, self._made)
             resume, self._mark = found or (None, None)
-        if self._mark:
-            progress = self._progress
-            progress.turns = progress.asked = progress.saved = self._mark.turns
         request = Request(
             prompts=asked.prompts,
             settings=None if resume else self._made.settings,  # a snapshot brings its own
@@ -108,6 +91,10 @@ class VideoJob:
             resume=resume,
         )
         self._job = self._office.engine.submit(request, self._note)
+        every, aside = self._office.snapshot_chunks, self._office.aside
+        self._saving = Saving(self._job, every, aside, self._saved, self._break)
+        if self._mark:
+            self._saving.goes_on(self._mark.turns)
 
     async def run(self) -> None:
         """Until the job has ended and its last event is told. Raises nothing of the job's own."""
@@ -139,16 +126,13 @@ class VideoJob:
         """Save what the job is, and end it without a word: it goes on when a worker is asked to."""
         self._leaving = True
         if self._job.state != "queued":
-            with contextlib.suppress(asyncio.CancelledError):
-                if self._saving:
-                    await asyncio.shield(self._saving)
-            await self._save()  # of the chunk that is being made, too
+            await self._saving.last()
         self._job.cancel("the server stops")
 
     async def note_state(self) -> None:
         """Tell that the job began, once it left the queue."""
-        if not self._progress.told and self._job.state in ("running", "paused"):
-            self._progress.told, self._progress.began = True, time.monotonic()
+        if self._began is None and self._job.state in ("running", "paused"):
+            self._began = time.monotonic()
             first = self._mark.turns if self._mark else 0
             told = {"event": "began", "job": self.name, "chunks": self._job.chunks, "chunk": first}
             if self._mark:  # what of the video is good already
@@ -161,22 +145,27 @@ class VideoJob:
         self._loop.call_soon_threadsafe(self._noted.set)
 
     async def _follow(self) -> Message:
-        """Bring every settled chunk to the files; the job's last event."""
+        """Bring what comes to the files until the job has ended; its last event."""
+        try:
+            cancelled = await self._read()
+            await self._file_turns()
+            if self._broken is None:
+                return await (self._cancelled() if cancelled else self._done())
+        except Exception as error:  # of this job, and no other's business
+            self._break(error)
+        assert self._broken is not None
+        return await self._failed(self._broken)
+
+    async def _read(self) -> bool:
+        """Settled chunks as they come, after the turns that they settled in; whether the job was cancelled."""
         try:
             async for event in self._job:
                 if self._broken is None:
                     await self._file_turns()
                     await self._settle(event)
-            await self._file_turns()
-            if self._broken is None:
-                return await self._done()
         except JobCancelled:
-            if self._broken is None:
-                return await self._cancelled()
-        except Exception as error:  # of this job, and no other's business
-            self._break(error)
-        assert self._broken is not None
-        return await self._failed(self._broken)
+            return True
+        return False
 
     async def _tell_turns(self) -> None:
         """Bring notes to the files as they come, settled chunks or not."""
@@ -196,17 +185,16 @@ class VideoJob:
                 await self.note_state()
                 files = await self._opened()
                 turn = await self._office.aside(files.turn, record)
-                self._progress.turns = record.index + 1
-                await self._grown()
+                await self._saving.grew(files)
                 await self._office.tell(turn_event(self.name, turn, record))
-                self._save_in_turn()
+                self._saving.in_turn(record.index + 1)
 
     async def _settle(self, event: ChunkEvent) -> None:
         async with self._filing:
             files = await self._opened()
             before = files.written.frames
             await self._office.aside(files.settle, event)
-            await self._grown()
+            await self._saving.grew(files)
             scores = event.scores
             told = {
                 "event": "settled",
@@ -231,40 +219,8 @@ class VideoJob:
                 await self._office.aside(files.begin, self._job.chunks)
         return self._files
 
-    async def _grown(self) -> None:
-        async with self._moved:
-            self._moved.notify_all()
-
-    def _save_in_turn(self) -> None:
-        every, progress = self._office.snapshot_chunks, self._progress
-        idle = not self._leaving and (self._saving is None or self._saving.done())
-        due = every and progress.turns - progress.asked >= every
-        if due and idle and progress.turns < self._job.chunks:
-            progress.asked = progress.turns
-            self._saving = asyncio.create_task(self._save())
-
-    async def _save(self) -> None:
-        """A snapshot of the next chunk boundary, once the files have come as far. Ends the job when it cannot be written."""
-        try:
-            packed: Packed = await asyncio.wrap_future(self._job.snapshot())
-        except (RuntimeError, ValueError, asyncio.CancelledError) as error:
-            log.debug("no snapshot: %r", error)  # the job ended before the boundary
-            return
-        known = facts(packed)
-        turns, settled = known.index, known.settled
-        try:
-            async with self._moved:
-                await self._moved.wait_for(lambda: self._files and self._files.has(turns, settled))
-            assert self._files is not None
-            self._writing = True
-            await self._office.aside(self._files.save, packed, turns, settled)
-        except (RuntimeError, OSError, ValueError) as error:
-            self._break(error)
-            return
-        finally:
-            self._writing = False
-        self._progress.saved = turns
-        await self._office.tell({"event": "saved", "job": self.name, "chunk": turns})
+    async def _saved(self, chunk: int) -> None:
+        await self._office.tell({"event": "saved", "job": self.name, "chunk": chunk})
 
     def _break(self, error: Exception) -> None:
         """The job cannot go on: the engine gives back what it holds, then ``_follow`` tells why."""
@@ -280,7 +236,7 @@ class VideoJob:
             "job": self.name,
             "frames": files.written.frames,
             "bytes": files.size_bytes,
-            "seconds": round(time.monotonic() - self._progress.began, 3),
+            "seconds": round(time.monotonic() - (self._began or time.monotonic()), 3),
             "degraded": [incident.sentence for incident in self._job.incidents],
         }
 
@@ -300,10 +256,7 @@ class VideoJob:
 
     async def _close(self, outcome: str) -> None:
         """Close the files. A snapshot that is being written becomes whole, one that is only asked for is let go."""
-        if self._saving and not self._saving.done():
-            if not self._writing:
-                self._saving.cancel()
-            await asyncio.wait({self._saving})
+        await self._saving.settle(all_filed=self._broken is None)
         async with self._filing:
             if self._files:
                 await self._office.aside(self._files.close, outcome)

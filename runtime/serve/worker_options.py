@@ -68,7 +68,7 @@ def _settings(found: Namespace) -> Settings:
 
 
 def _limits(pairs: Sequence[str]) -> Limits:
-    kinds = {field.name: type(field.default) for field in fields(Limits)}
+    kinds = {field.name: int if field.type == "int" else float for field in fields(Limits)}
     changes: dict[str, Any] = {}
     for name, text in (_pair(pair, "--limit") for pair in pairs):
         one_of("--limit", name, tuple(kinds))

@@ -4,6 +4,9 @@ import json
 import logging
 
 import pytest
+
+pytest.importorskip("prometheus_client")
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from runtime.serve.logs import JsonLines, about, log_to
