@@ -289,6 +289,10 @@ class Desk:
             if job.began is None:
                 (folder / EVENTS).unlink(missing_ok=True)  # it begins now, and has not failed
             live = Live(job, folder)
+            if told := disk.finished(folder):  # by a worker that outlived its server
+                live.change(state=State.RUNNING, settled=job.chunks or job.settled)
+                self._apply_to(live, "done", told)
+                continue
             if why := self._lost(job, folder):
                 self._end(live, State.FAILED, f"{why}; order it again")
                 continue

@@ -194,6 +194,31 @@ def test_a_video_of_no_slot_is_not_found_and_the_reason_is_told(both):
     assert "its replica is gone" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-", b"SSH-2.0\r\n\r\n"], ids=["nothing", "half", "noise"])  # fmt: skip
+def test_a_replica_that_dies_with_a_request_is_a_503(tmp_path, said, quick):
+    with cluster(tmp_path, FakeWorker()) as one, socket.create_server(("127.0.0.1", 0)) as ear:
+        ear.settimeout(10)
+        slot = "0000000a"
+        fake = report("x", [slot], host="127.0.0.1", port=ear.getsockname()[1], videos=-1)
+
+        async def there():
+            return [fake]
+
+        one.known.reports = there
+        name = f"video_{slot}{'0' * 24}"
+        for method, path in (("GET", f"/v1/videos/{name}"), ("POST", "/v1/videos")):
+            until(lambda: "x" in one.client.get("/health").text)
+            with ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(one.client.request, method, path, json=SHORT)
+                heard, _ = ear.accept()
+                with heard:
+                    heard.recv(2**16)
+                    heard.sendall(said)
+                answer = asked.result()
+            assert answer.status_code == 503 and answer.json()["error"]["code"] == "replica_away"
+            assert "retry-after" in answer.headers
+
+
 def test_a_client_that_hangs_up_on_sync_stops_its_video(tmp_path):
     worker = FakeWorker(held=True)
     with cluster(tmp_path, worker) as one:

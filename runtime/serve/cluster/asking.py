@@ -19,6 +19,10 @@ class Unreachable(ConnectionError):
     """Nobody listens there: the request was not made."""
 
 
+class Unanswered(ConnectionError):
+    """The request was made, and nobody knows what became of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A request; ``target`` is path and query."""
@@ -45,7 +49,7 @@ class Answer:
 async def asking(host: str, port: int, asked: Asked) -> AsyncIterator[Answer]:
     """Ask; leaving the block hangs up.
 
-    Raises Unreachable, ConnectionError when the answer breaks off, ValueError.
+    Raises Unreachable, Unanswered, ValueError for a header that is none.
     """
     try:
         reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), CONNECT_S)
@@ -53,10 +57,6 @@ async def asking(host: str, port: int, asked: Asked) -> AsyncIterator[Answer]:
         raise Unreachable(f"{host}:{port}: {error}") from None
     try:
         yield await _ask(_Talk(reader), writer, asked)
-    except h11.LocalProtocolError as error:
-        raise ValueError(f"a header cannot be passed on: {error}") from None
-    except h11.RemoteProtocolError as error:
-        raise ConnectionError(f"{host}:{port}: {error}") from None
     finally:
         writer.close()
 
@@ -65,17 +65,23 @@ async def _ask(talk: _Talk, writer: asyncio.StreamWriter, asked: Asked) -> Answe
     length = [(b"content-length", b"%d" % len(asked.body))] if asked.body or asked.method == "POST" else []  # fmt: skip
     headers = [*asked.headers, *length, (b"connection", b"close")]
     state = talk.state
-    request = h11.Request(method=asked.method, target=asked.target, headers=headers)
-    writer.write(state.send(request) or b"")
+    try:
+        request = h11.Request(method=asked.method, target=asked.target, headers=headers)
+        writer.write(state.send(request) or b"")
+    except h11.LocalProtocolError as error:
+        raise ValueError(f"a header cannot be passed on: {error}") from None
     if asked.body:
         writer.write(state.send(h11.Data(data=asked.body)) or b"")
     writer.write(state.send(h11.EndOfMessage()) or b"")
-    await writer.drain()
-    event = await talk.next()
-    while isinstance(event, h11.InformationalResponse):
+    try:
+        await writer.drain()
         event = await talk.next()
+        while isinstance(event, h11.InformationalResponse):
+            event = await talk.next()
+    except ConnectionError as error:
+        raise Unanswered(str(error)) from None
     if not isinstance(event, h11.Response):
-        raise ConnectionError("the replica hung up without an answer")
+        raise Unanswered("the replica hung up without an answer")
     return Answer(event.status_code, event.headers.raw_items(), talk.pieces())
 
 
@@ -87,8 +93,11 @@ class _Talk:
         self._reader = reader
 
     async def next(self) -> object:
-        while (event := self.state.next_event()) is h11.NEED_DATA:
-            self.state.receive_data(await self._reader.read(READ_BYTES))
+        try:
+            while (event := self.state.next_event()) is h11.NEED_DATA:
+                self.state.receive_data(await self._reader.read(READ_BYTES))
+        except h11.RemoteProtocolError as error:
+            raise ConnectionError(f"the replica did not speak HTTP: {error}") from None
         return event
 
     async def pieces(self) -> AsyncIterator[bytes]:

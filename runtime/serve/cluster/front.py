@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from runtime.serve import errors, session
 from runtime.serve.auth import Keyring
-from runtime.serve.cluster.asking import Answer, Asked, Unreachable, asking
+from runtime.serve.cluster.asking import Answer, Asked, Unanswered, Unreachable, asking
 from runtime.serve.cluster.directory import Directory, Replica
 from runtime.serve.cluster.merging import one_exposition, one_health, one_page
 from runtime.serve.cluster.slots import slot_in
@@ -221,14 +221,12 @@ class Forward:
 
     async def _pass(self, path: str, asked: Asked, send: Send) -> None:
         replica = self._place(path)
-        asked = _to(replica, asked)
         try:
-            async with asking(replica.host, replica.port, asked) as answer:
+            async with asking(replica.host, replica.port, _to(replica, asked)) as answer:
                 await _relay(answer, send)
-        except Unreachable:
+        except (Unreachable, Unanswered):
             self._directory.lost(replica)
-            text = "the replica does not answer; another one goes on with its videos in a moment"
-            raise ApiError(503, text, code="replica_away", retry_after_s=AWAY_RETRY_S) from None
+            raise _away() from None
         except ValueError as error:
             raise ApiError(400, f"headers: {error}", code="invalid_header") from None
 
@@ -252,6 +250,11 @@ class Forward:
                     return await _relay(answer, send)
             except Unreachable:
                 self._directory.lost(replica)
+            except Unanswered:
+                self._directory.lost(replica)
+                raise _away(
+                    "it died with this order; look at the list before you order again"
+                ) from None
             except ValueError as error:
                 raise ApiError(400, f"headers: {error}", code="invalid_header") from None
         if waits:
@@ -260,6 +263,11 @@ class Forward:
             raise ApiError(429, text, code="too_many_jobs", retry_after_s=wait_s)
         text = "no replica can take an order now"
         raise ApiError(503, text, code="no_replica", retry_after_s=5)
+
+
+def _away(what: str = "another one goes on with its videos in a moment") -> ApiError:
+    text = f"the replica does not answer; {what}"
+    return ApiError(503, text, code="replica_away", retry_after_s=AWAY_RETRY_S)
 
 
 def _to(replica: Replica, asked: Asked) -> Asked:
@@ -274,6 +282,7 @@ def _retry_after(answer: Answer) -> int:
 
 
 async def _relay(answer: Answer, send: Send) -> None:
+    """Raises ConnectionError when it breaks off, which ends the connection: the client sees that it is not whole."""
     kept = [(name.lower(), value) for name, value in answer.headers]
     kept = [(name, value) for name, value in kept if name not in NOT_ANSWERED]
     await send({"type": "http.response.start", "status": answer.status, "headers": kept})
