@@ -36,16 +36,13 @@ ANSWER_S = 2.0  # for the replicas to say how they are
 WORK_S = 15.0  # for them to look something up
 SPARE_S = 10.0  # of a replica's last time, for its process to end
 LOOK_BACK_S = 5.0
+QUIET = LoggingConfig(enable_access_log=False)  # it would have a line for every report
 
 
-# Ray's access log would have a line for every report.
-@serve.deployment(
-    name="Videos", max_ongoing_requests=64, logging_config=LoggingConfig(enable_access_log=False)
-)
 class Videos:
     """One replica: a ``House`` in Ray's hands."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Ray waits for it, and takes no request before
         self, options: ServeOptions, worker: list[str], cluster: ClusterOptions, pass_key: str
     ) -> None:
         log_here("replica", pass_key)
@@ -87,7 +84,6 @@ class Videos:
             await house.stop(self._grace_s)
 
 
-@serve.deployment(name="Front", logging_config=LoggingConfig(enable_access_log=False))
 @serve.ingress()
 class Front:
     """One front: ``build_front`` in Ray's hands."""
@@ -188,13 +184,17 @@ def app(arguments: dict[str, Any]) -> serve.Application:
                 policy=AutoscalingPolicy(policy_function="runtime.serve.ray_app:scale"),
             )
         }  # fmt: skip
-    videos = Videos.options(
+    videos = serve.deployment(
+        Videos, name="Videos", logging_config=QUIET,
         ray_actor_options={"num_cpus": cluster.cpus, "num_gpus": cluster.gpus},
         health_check_period_s=cluster.check_s, health_check_timeout_s=max(5.0, cluster.check_s),
         graceful_shutdown_timeout_s=cluster.drain_s + options.grace_s + SPARE_S, **crew,
     )  # fmt: skip
     bounds = options.bounds
-    front = Front.options(
+    front = serve.deployment(
+        Front,
+        name="Front",
+        logging_config=QUIET,
         num_replicas=cluster.fronts,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=bounds.connections,
