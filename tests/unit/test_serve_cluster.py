@@ -180,15 +180,15 @@ def test_a_replica_that_dies_with_a_request_is_a_503(tmp_path, said, quick):
     with cluster(tmp_path, FakeWorker()) as one, socket.create_server(("127.0.0.1", 0)) as ear:
         ear.settimeout(10)
         slot = "0000000a"
-        fake = dict(
-            name="x",
-            slots=[slot],
-            around=[],
-            state="ready",
-            host="127.0.0.1",
-            port=ear.getsockname()[1],
-            videos=-1,
-        )
+        fake = {
+            "name": "x",
+            "slots": [slot],
+            "around": [],
+            "state": "ready",
+            "host": "127.0.0.1",
+            "port": ear.getsockname()[1],
+            "videos": -1,
+        }
 
         async def there():
             return [fake]
