@@ -94,6 +94,12 @@ class Front:
         log_here("front", pass_key, options.key)
         self._built = build_front(options, Replicas(replicas), pass_key, seal)
 
+    def check_health(self) -> None:
+        """Raises when it does not look any more who is there; Ray then begins another front."""
+        watching = getattr(self._built.state, "watching", None)
+        if watching and watching.done():
+            raise RuntimeError("the front does not watch the replicas any more")
+
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return named_once(self._built)
 

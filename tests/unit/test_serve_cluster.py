@@ -248,6 +248,27 @@ def test_a_form_and_a_wrong_order_reach_a_replica_as_they_are(both):
     assert wrong.status_code == 400 and "seconds" in wrong.json()["error"]["message"]
 
 
+def test_the_page_and_its_videos_work_under_a_prefix(tmp_path):
+    # Whoever takes the prefix off a path says so, as uvicorn does here and Ray with route_prefix.
+    with cluster(tmp_path, FakeWorker(), root_path="/video") as one:
+        assert b'<base href="/video/">' in one.client.get("/").content
+        name = one.made()
+        assert one.client.get(f"/v1/videos/{name}/content").status_code == 200
+        with connect(f"ws://127.0.0.1:{one.port}/v1/videos/{name}/live") as line:
+            assert json.loads(line.recv(timeout=10))["event"] == "began"
+
+
+def test_a_slot_that_cannot_be_read_is_left_alone_and_the_next_one_taken(tmp_path, quick):
+    with cluster(tmp_path, FakeWorker(), FakeWorker()) as both:
+        broken, whole = (tmp_path / "slots" / slot for slot in ("00000001", "00000002"))
+        for slot in (broken, whole):
+            slot.mkdir()
+        (broken / "jobs.sqlite3").write_bytes(b"no database")
+        until(lambda: not whole.exists())  # it was taken over, and had no video
+        assert broken.exists()
+        assert both.client.get(f"/v1/videos/video_00000001{'0' * 24}").status_code == 404
+
+
 def test_answers_name_the_request_once(both):
     answer = both.client.get("/v1/models", headers={"X-Request-Id": "mine-1"})
     assert answer.headers.get_list("x-request-id") == ["mine-1"]

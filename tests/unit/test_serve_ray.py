@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 pytest.importorskip("fastapi")
 
 from runtime.serve.cluster import front
+from runtime.serve.cluster.asking import Answer
 from runtime.serve.cluster.directory import AWAY_S, Directory
 from runtime.serve.cluster.merging import one_exposition, one_health, one_page
 from runtime.serve.cluster.options import cluster_of, wanted_replicas
@@ -140,11 +142,11 @@ def test_a_video_that_brings_every_worker_down_is_given_up(tmp_path):
             share.send({"do": "submit", "job": "v", "resume": True, "prompts": [[0, "x"]],
                         "folder": str(tmp_path), "settings": {"seconds": 1}})  # fmt: skip
             await worker.stop(0)
-        await front.asyncio.sleep(0)
+        await asyncio.sleep(0)
         return [event for event in told if event["event"] == "failed"]
 
-    assert front.asyncio.run(again(MOST_TRIES)) == []
-    (failed,) = front.asyncio.run(again(1))
+    assert asyncio.run(again(MOST_TRIES)) == []
+    (failed,) = asyncio.run(again(1))
     assert "its worker always ended" in failed["reason"] and not failed["resumable"]
 
 
@@ -197,3 +199,18 @@ def test_the_example_of_the_docs_is_one_that_is_understood():
     options, call = cluster_of(arguments)
     assert (options.replicas, options.most_replicas) == (2, 8)
     assert call.options.allowed_hosts == ("videos.example.org",)
+
+
+def test_a_redirection_of_a_replica_does_not_name_it():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def pieces():
+        yield b"there"
+
+    headers = [(b"Location", b"http://10.0.0.7:4711/v1/videos?limit=3"), (b"Server", b"x")]
+    asyncio.run(front._relay(Answer(307, headers, pieces()), send))
+    assert sent[0]["headers"] == [(b"location", b"/v1/videos?limit=3")]
+    assert [message.get("more_body") for message in sent[1:]] == [True, False]

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -91,7 +91,7 @@ def build_front(options: ServeOptions, cluster: Cluster, pass_key: str, seal: by
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await _look(facade)
-        watching = asyncio.create_task(_watch(facade))
+        watching = app.state.watching = asyncio.create_task(_watch(facade))
         try:
             yield
         finally:
@@ -281,10 +281,17 @@ def _retry_after(answer: Answer) -> int:
     return int(told) if told.isdigit() else 5
 
 
+def _from_here(name: bytes, value: bytes) -> bytes:
+    """A header as the client should see it: a redirection names a path, and not the replica."""
+    return (
+        urlsplit(value)._replace(scheme=b"", netloc=b"").geturl() if name == b"location" else value
+    )
+
+
 async def _relay(answer: Answer, send: Send) -> None:
     """Raises ConnectionError when it breaks off, which ends the connection: the client sees that it is not whole."""
     kept = [(name.lower(), value) for name, value in answer.headers]
-    kept = [(name, value) for name, value in kept if name not in NOT_ANSWERED]
+    kept = [(name, _from_here(name, value)) for name, value in kept if name not in NOT_ANSWERED]
     await send({"type": "http.response.start", "status": answer.status, "headers": kept})
     async for piece in answer.pieces:
         await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -209,7 +209,7 @@ class House:
             await life.__aenter__()
         except ValueError:  # somebody was quicker
             return False
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             log.error("slot %s is left alone: %s", slot.name, error)
             self._broken.add(slot.name)
             return False
@@ -225,9 +225,11 @@ class House:
             if time.monotonic() < until or self.desk.state != "ready":
                 continue
             until = time.monotonic() + LOOK_S * random.uniform(0.5, 1.5)
-            there, free = await asyncio.to_thread(
-                lambda: (all_slots(self._root), list(free_slots(self._root)))
-            )
+            try:
+                there, free = await asyncio.to_thread(_look_around, self._root)
+            except OSError as error:  # a shared disk has its moments
+                log.warning("the slots cannot be seen: %s", error.strerror)
+                continue
             for slot in [slot for slot in free if slot.name not in self._broken][:1]:
                 await self._take(slot)
             self._around = [slot.name for slot in there if slot.name not in self._broken]
@@ -258,3 +260,8 @@ class House:
         if prefix:
             scope = {**scope, "root_path": prefix, "path": prefix + scope["path"]}
         await held.app(scope, receive, send)
+
+
+def _look_around(root: Path) -> tuple[list[Path], list[Path]]:
+    """All slots, and those that are free."""
+    return all_slots(root), list(free_slots(root))
