@@ -132,22 +132,46 @@ def test_a_slot_is_free_only_when_its_holder_and_its_worker_are_gone(tmp_path):
     assert list(free_slots(tmp_path)) == [slot]
 
 
-def test_a_video_that_brings_every_worker_down_is_given_up(tmp_path):
-    async def again(times):
+@pytest.mark.parametrize("resume", [False, True], ids=["first-chunk", "later-chunk"])
+def test_a_video_that_brings_every_worker_down_is_given_up(tmp_path, resume):
+    async def deaths(times):
         told = []
         for _ in range(times):
             worker = FakeWorker(held=True)
             share = SharedWorker(worker, tmp_path / "lock").share(tmp_path)
             await share.start(told.append)
-            share.send({"do": "submit", "job": "v", "resume": True, "prompts": [[0, "x"]],
-                        "folder": str(tmp_path), "settings": {"seconds": 1}})  # fmt: skip
-            await worker.stop(0)
+            share.send(submit(tmp_path, resume))
+            worker._die("killed")
         await asyncio.sleep(0)
         return [event for event in told if event["event"] == "failed"]
 
-    assert asyncio.run(again(MOST_TRIES)) == []
-    (failed,) = asyncio.run(again(1))
-    assert "its worker always ended" in failed["reason"] and not failed["resumable"]
+    snapshot_of(tmp_path)
+    assert asyncio.run(deaths(MOST_TRIES)) == []
+    (failed,) = asyncio.run(deaths(1))
+    assert "its worker died 3 times" in failed["reason"] and not failed["resumable"]
+
+
+def test_a_video_is_not_to_blame_for_replicas_that_are_stopped(tmp_path):
+    async def stops():
+        told = []
+        for _ in range(MOST_TRIES + 1):
+            share = SharedWorker(FakeWorker(held=True), tmp_path / "lock").share(tmp_path)
+            await share.start(told.append)
+            share.send(submit(tmp_path, False))
+            await share.stop(0)
+        return {event["event"] for event in told}
+
+    assert asyncio.run(stops()) == {"ready"}
+
+
+def submit(folder, resume):
+    return {"do": "submit", "job": "v", "resume": resume, "prompts": [[0, "x"]],
+            "folder": str(folder), "settings": {"seconds": 1}}  # fmt: skip
+
+
+def snapshot_of(folder):
+    (folder / "snapshot").mkdir()
+    (folder / "snapshot" / "chunk.json").write_text("1")
 
 
 def test_a_video_that_got_further_is_tried_again(tmp_path):

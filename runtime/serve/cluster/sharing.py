@@ -90,8 +90,8 @@ class Share:
         """Pass a command on, unless it is to try once too often. Raises WorkerGone."""
         if self._whole.gone:
             raise WorkerGone(self._whole.gone)
-        if command["do"] == "submit" and command["resume"] and not self._tries.again(command["job"]):  # fmt: skip
-            reason = f"it was begun {MOST_TRIES} times and its worker always ended before a chunk was made"
+        if command["do"] == "submit" and not self._tries.again(command["job"]):
+            reason = f"its worker died {MOST_TRIES} times before a further chunk of it was made"
             told = {"event": "failed", "job": command["job"], "reason": reason, "resumable": False}
             asyncio.get_running_loop().call_soon(self.tell, told)
             return
@@ -104,6 +104,8 @@ class Share:
 
     async def stop(self, grace_s: float) -> None:
         if self._ending:
+            if not self._whole.gone:  # nobody is to blame
+                self._tries.forget_all()
             await self._whole.stop(grace_s)
 
     @property

@@ -102,7 +102,7 @@ def _sweep(workers: Path) -> None:
 
 
 class Tries:
-    """How often each job of a slot was begun again without getting any further: some bring every worker down."""
+    """How often each job of a slot was begun without getting any further: some bring every worker down."""
 
     def __init__(self, slot: Path) -> None:
         self._path = slot / "tries.json"
@@ -121,6 +121,10 @@ class Tries:
         """The job got further, or ended."""
         if self._count.pop(job, None):
             self._keep()
+
+    def forget_all(self) -> None:
+        self._count = {}
+        self._keep()
 
     def _keep(self) -> None:
         fresh = self._path.with_suffix(".new")
