@@ -22,16 +22,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.arguments import Job, build_jobs, build_settings, check_files, parse
+from runtime.ranks.launch import Launch, launch
 from runtime.scenes import scenes_of, spelled
 from runtime.settings import Settings
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
+    from runtime.paced import PacedEngine
+    from runtime.ranks.engine import RankedEngine
     from runtime.trace import TraceWriter
     from runtime.types import Chunk, ChunkEvent, ChunkRecord
     from runtime.video import VideoWriter
 
+    AnyEngine = Engine | PacedEngine | RankedEngine
+
 SHOWN_SEEDS = 8
+Builder = Callable[[Settings], "Engine"]
 
 
 class Terminated(KeyboardInterrupt):
@@ -50,6 +56,7 @@ class Story:
     best: tuple[Chunk, ...] = ()  # its chunks that are not settled
     routes: Counter[str] = field(default_factory=Counter)  # of the video's chunks but the first
     seeds: list[int] = field(default_factory=list)  # of the video's first chunks
+    budget: str = ""  # what was chosen to keep a pace, and the pace that was kept
     began: float = field(default_factory=time.perf_counter)
 
     def watch(self, record: ChunkRecord) -> None:
@@ -114,9 +121,7 @@ def load_engine(settings: Settings) -> Engine:
     return Engine(settings)
 
 
-def main(
-    argv: Sequence[str] | None = None, build: Callable[[Settings], Engine] = load_engine
-) -> int:
+def main(argv: Sequence[str] | None = None, build: Builder = load_engine) -> int:
     """Do what the arguments say and return the exit code."""
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
@@ -134,15 +139,53 @@ def main(
         return 2 if isinstance(error, ValueError) else 1
 
 
-def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
+def run(options: Namespace, build: Builder) -> None:
     settings, jobs = build_settings(options), build_jobs(options)
+    ranks = launch()
+    if ranks is not None:
+        return run_ranked(settings, jobs, options, ranks, build)
+    if settings.run.ranks != 1:
+        raise ValueError(
+            f"run.ranks: want {settings.run.ranks} processes, got one; start them by torchrun"
+        )
     check_files(jobs)
     if settings.run.prompts == 0:
         from runtime.sizing import most_prompts
 
         count = min(most_prompts(settings), len(jobs))
         settings = settings.with_changes({"run.prompts": count})
-    engine = build(settings)
+    built = build(settings)
+    engine: Engine | PacedEngine = built
+    if options.budget_fps is not None:
+        from runtime.paced import PacedEngine
+
+        engine = PacedEngine(built, options.budget_fps)
+    generate(engine, jobs, settings, options)
+
+
+def run_ranked(
+    settings: Settings, jobs: Sequence[Job], options: Namespace, ranks: Launch, build: Builder
+) -> None:
+    """``run`` as one of several processes: the first writes and reports, the others work."""
+    from runtime.ranks.door import ranked_engine
+
+    if options.budget_fps is not None:
+        raise ValueError("--budget-fps: goes with a single process, whose costs it learns")
+    if ranks.rank == 0:
+        check_files(jobs)
+    with ranked_engine(settings, ranks, options.rank_timeout, build) as engine:
+        if engine.idle:
+            complain("note", engine.why_idle)
+        if ranks.rank == 0:
+            return generate(engine, jobs, settings, options)
+        for job in jobs:
+            engine.work(job.scenes)
+
+
+def generate(
+    engine: AnyEngine, jobs: Sequence[Job], settings: Settings, options: Namespace
+) -> None:
+    """All the videos, as many at a time as share a batch."""
     if strangers := strange_rewards(settings):
         complain("warning", f"{strangers} know the embedded world alone, not what {settings.run.generator} shows; "
                  "set reward.image and reward.video, or take a --preset")  # fmt: skip
@@ -160,7 +203,7 @@ def run(options: Namespace, build: Callable[[Settings], Engine]) -> None:
 
 
 def produce(
-    engine: Engine, jobs: Sequence[Job], settings: Settings, options: Namespace, label: str
+    engine: AnyEngine, jobs: Sequence[Job], settings: Settings, options: Namespace, label: str
 ) -> None:
     """Prompts that share a batch, one video each. Whatever ends them early, the chunks before are in the files."""
     with contextlib.ExitStack() as stack:
@@ -178,13 +221,26 @@ def produce(
         except (RuntimeError, OSError, MemoryError) as error:
             raise RuntimeError(f"{error or type(error).__name__}; {kept(sinks)}") from error
         seconds = time.perf_counter() - sinks[0].story.began
+        if options.budget_fps is not None:
+            note_budgets(engine, sinks)
     if not options.quiet:
         for job, one in zip(jobs, sinks, strict=True):
             report(job, settings, one, seconds)
 
 
+def note_budgets(engine: AnyEngine, sinks: Sequence[Sinks]) -> None:
+    """Tell each video's story and trace what its budget chose and kept."""
+    from runtime.paced import PacedEngine, described
+
+    assert isinstance(engine, PacedEngine), "a pace is kept by an engine that keeps one"
+    for number, one in enumerate(sinks):
+        one.story.budget = engine.budgets[number].report()
+        if one.trace:
+            one.trace.notes["budget"] = described(engine.budgets[number])
+
+
 def open_sinks(
-    engine: Engine, job: Job, settings: Settings, options: Namespace, stack: contextlib.ExitStack
+    engine: AnyEngine, job: Job, settings: Settings, options: Namespace, stack: contextlib.ExitStack
 ) -> Sinks:
     """The files of one video, closed with ``stack``."""
     from runtime.trace import TraceWriter
@@ -238,6 +294,8 @@ def report(job: Job, settings: Settings, sinks: Sinks, seconds: float) -> None:
     more = ", ..." if video.written.chunks > len(story.seeds) else ""
     say(f"seeds   {', '.join(map(str, story.seeds))}{more}")
     say(f"speed   {frames / seconds:.1f} frames/s with decoder and rewards ({seconds:.1f} s)")
+    if story.budget:
+        say(f"budget  {story.budget}")
     path = video.path.resolve()
     size = f"{video.size_bytes / 1024:.0f} KiB, {frames} frames of {video.width}x{video.height}"
     say(f"video   {path} ({size}, {video.seconds:.1f} s at {video.fps} fps)")

@@ -104,6 +104,10 @@ def build_parser() -> Parser:
     add("--trace", metavar="JSON", help="write every candidate, its scores and its picture")
     text = "repeat every pixel N times each way (default: 1, more for videos under 256 pixels)"
     add("--scale", type=int, default=0, metavar="N", help=text)
+    text = "under torchrun: give the others up after so long without a word (default: %(default)g)"
+    add("--rank-timeout", type=float, default=600.0, metavar="SECONDS", help=text)
+    text = "keep this pace: K, M and reward stride of each chunk are what its time allows, up to those asked for"
+    add("--budget-fps", type=float, metavar="N", help=text)
     add("--quiet", action="store_true", help="no progress and no report")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--version", action="version", version=f"stream-t1-runtime {runtime.__version__}")
@@ -116,6 +120,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options, extra = parser.parse_known_args(list(arguments))
     if not 0 <= options.scale <= MAX_SCALE:
         raise ValueError(f"--scale: want 1 to {MAX_SCALE}, got {options.scale}")
+    if not options.rank_timeout > 0:
+        raise ValueError(f"--rank-timeout: want more than 0, got {options.rank_timeout}")
+    if options.budget_fps is not None and not 0 < options.budget_fps < float("inf"):
+        raise ValueError(f"--budget-fps: want a pace above 0, got {options.budget_fps}")
     if not extra:
         return options
     if options.prompt is not None and not extra[0].startswith("-"):

@@ -76,6 +76,10 @@ class Costs:
     def known(self) -> bool:
         return bool(self._stages)
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(self._stages)
+
     def observe(self, work: Work, stage_ms: Mapping[str, float], teller: object = None) -> None:
         """Learn from one turn. The same turn told by each of its videos, the tellers, counts once."""
         times = {

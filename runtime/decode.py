@@ -17,10 +17,11 @@ from torch import Tensor
 
 from runtime.graph import GraphRunner
 from runtime.portions import Portions
-from runtime.types import Branch, Decoder, Shown, take_rows
+from runtime.types import Branch, Decoder, Shown, row_ranges, take_rows
 from runtime.window import Window
 
 Part = TypeVar("Part")
+Litters = Sequence[range]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,27 +87,33 @@ class Decoding:
         batch_rows: int = 0,
         scoring: Decoder | None = None,
         graphs: str = "off",
+        alone: bool = False,
     ) -> None:
-        """``scoring`` decodes for the rewards; None: the decoder itself. ``graphs`` as ``GraphRunner`` has modes."""
+        """``scoring`` decodes for the rewards; None: the decoder itself. ``graphs`` as ``GraphRunner`` has modes.
+
+        ``alone``: what is kept and not decoded yet is decoded row by row. Everywhere ``litters`` are rows that are decoded
+        with nobody else; (): with whoever fits.
+        """
         self.decoder = Recorded.over(decoder, graphs)
         self.scoring = Recorded.over(scoring, graphs) if scoring else None
         self.cold = cold
         advice = "lower run.decoder_rows or set run.decoder_tile"
         self.portions = Portions(batch_rows, "decode", advice)
+        self.alone = alone
 
-    def newest(self, branches: Sequence[Branch], latents: Tensor) -> Newest:
+    def newest(self, branches: Sequence[Branch], latents: Tensor, litters: Litters = ()) -> Newest:
         """The newest chunk as the image reward sees it. latents [B, F, C, h, w]."""
         if self.cold:
-            return Newest(self._cold(latents))
+            return Newest(self._cold(latents, litters))
         if self.scoring:
             past = [branch.parent.scoring for branch in branches]
-            return Newest(*self._stream(self.scoring, past, latents))
-        return Newest(*self._stream(self.decoder, _states(branches), latents))
+            return Newest(*self._stream(self.scoring, past, latents, litters))
+        return Newest(*self._stream(self.decoder, _states(branches), latents, litters))
 
-    def preview(self, latents: Tensor) -> Tensor:
+    def preview(self, latents: Tensor, litters: Litters = ()) -> Tensor:
         """One frame of every row, [B, 1, 3, H, W]: its last latent frame as if a video began with it. A twelfth of the
         work of a chunk, to judge what is not finished. latents [B, F, C, h, w]."""
-        return self._cold(latents[:, -1:])
+        return self._cold(latents[:, -1:], litters)
 
     def windows(
         self,
@@ -115,21 +122,25 @@ class Decoding:
         latents: Tensor,
         newest: Newest,
         chunks: Sequence[int],
+        litters: Litters = (),
     ) -> list[Window]:
         """The recent window as the video reward sees it, for the rows of each span: at most ``chunks`` of them, and no
         longer than its video's scene."""
+        if self.cold:
+            return [
+                self._cold_windows(branches[s], latents[s], most - 1, within(s, litters))
+                for s, most in zip(spans, chunks, strict=True)
+            ]
         return [
-            self._window(branches[s], latents[s], newest.frames[s], most - 1)
+            Window(newest.frames[s], tuple(_last(b.parent.frames, most - 1) for b in branches[s]))
             for s, most in zip(spans, chunks, strict=True)
         ]
 
-    def _window(
-        self, branches: Sequence[Branch], latents: Tensor, newest: Tensor, past: int
+    def _cold_windows(
+        self, branches: Sequence[Branch], latents: Tensor, past: int, litters: Litters
     ) -> Window:
-        if self.cold:
-            cold = partial(self._cold_window, branches, latents, past)
-            return Window(torch.cat(self._parts(latents, cold)))
-        return Window(newest, tuple(_last(branch.parent.frames, past) for branch in branches))
+        cold = partial(self._cold_window, branches, latents, past)
+        return Window(torch.cat(self._parts(latents, cold, litters)))
 
     def shown(
         self, branches: Sequence[Branch], latents: Tensor, newest: Newest, kept: Sequence[int]
@@ -144,7 +155,8 @@ class Decoding:
                 for frames in [newest.frames[row]]
             ]
         parents = _states([branches[row] for row in kept])
-        real = Newest(*self._stream(self.decoder, parents, take_rows(latents, kept)))
+        litters = row_ranges(len(kept), 1) if self.alone else ()
+        real = Newest(*self._stream(self.decoder, parents, take_rows(latents, kept), litters))
         states = [real.state(place, self.decoder) for place in range(len(kept))]
         if self.cold or self.scoring is None:
             return [
@@ -156,7 +168,7 @@ class Decoding:
         ]
 
     def _stream(
-        self, decoder: Decoder, past: Sequence[Any], latents: Tensor
+        self, decoder: Decoder, past: Sequence[Any], latents: Tensor, litters: Litters
     ) -> tuple[Tensor, tuple[tuple[range, Any], ...]]:
         """Frames of rows that go on from states ``past``, and the states after them by rows."""
 
@@ -165,14 +177,16 @@ class Decoding:
             newest, state = decoder.decode(latents[rows.start : rows.stop], parents)
             return newest, (rows, state)
 
-        frames, states = zip(*self._parts(latents, part), strict=True)
+        frames, states = zip(*self._parts(latents, part, litters), strict=True)
         return torch.cat(frames), states
 
-    def _cold(self, latents: Tensor) -> Tensor:
+    def _cold(self, latents: Tensor, litters: Litters) -> Tensor:
         decoder = self.scoring or self.decoder
-        return torch.cat(
-            self._parts(latents, lambda r: decoder.decode(latents[r.start : r.stop], None)[0])
-        )
+
+        def part(rows: range) -> Tensor:
+            return decoder.decode(latents[rows.start : rows.stop], None)[0]
+
+        return torch.cat(self._parts(latents, part, litters))
 
     def _cold_window(
         self, branches: Sequence[Branch], latents: Tensor, past: int, rows: range
@@ -186,11 +200,21 @@ class Decoding:
             frames.append(decoded)
         return torch.cat(frames, dim=1)
 
-    def _parts(self, latents: Tensor, work: Callable[[range], Part]) -> list[Part]:
+    def _parts(
+        self, latents: Tensor, work: Callable[[range], Part], litters: Litters
+    ) -> list[Part]:
         """What ``work`` makes of the rows, by those that are decoded together."""
         made: list[Part] = []
-        self.portions.run(len(latents), latents.device, lambda rows: made.append(work(rows)))
+        for rows in litters or [range(len(latents))]:
+            self.portions.run(rows, latents.device, lambda part: made.append(work(part)))
         return made
+
+
+def within(span: slice, litters: Litters) -> list[range]:
+    """The litters of a span, counted from its first row."""
+    first = span.start or 0
+    mine = [rows for rows in litters if span.start <= rows.start < span.stop]
+    return [range(rows.start - first, rows.stop - first) for rows in mine]
 
 
 def _states(branches: Sequence[Branch]) -> list[Any]:

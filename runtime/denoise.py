@@ -24,7 +24,7 @@ from runtime.kernels.rotary import Positions
 from runtime.memory import KVPool
 from runtime.portions import Portions
 from runtime.settings import RunSettings
-from runtime.types import ChunkPlan, Draws, NoiseSource
+from runtime.types import ChunkPlan, Draws, NoiseSource, row_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Denoiser:
         device = pool.kv.device
         advice = "lower search.histories or memory.max_sink_frames"
         self.portions = Portions(run.batch_rows, "denoise", advice)
+        self.clean_rows = 1 if run.litters else 0  # 0: as many as candidates
         self.buffers = PlanBuffers(pool.blocks, schedule.passes, device)
         self.graphs = GraphRunner(self._mode(run.graphs), device)
         # rows -> whose prompts lie there, and where
@@ -104,7 +105,7 @@ class Denoiser:
             (x0,) = self.graphs.run(key, work, (x[rows.start : rows.stop],))
             out[rows.start : rows.stop] = x0
 
-        self.portions.run(plan.rows, self.pool.kv.device, part)
+        self.portions.run(range(plan.rows), self.pool.kv.device, part)
         return out
 
     @torch.no_grad()
@@ -116,7 +117,8 @@ class Denoiser:
             work = partial(self._clean, batch)
             self.graphs.run(("clean", batch.key), work, (latents[rows.start : rows.stop],))
 
-        self.portions.run(plan.rows, self.pool.kv.device, part)
+        for rows in row_ranges(plan.rows, self.clean_rows):
+            self.portions.run(rows, self.pool.kv.device, part)
 
     def flow(self, batch: Batch, x: Tensor, timestep: float) -> Tensor:
         """One forward, [B, F, C, h, w]."""

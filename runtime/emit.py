@@ -24,7 +24,7 @@ class Emitter:
         self, survivors: Sequence[Trajectory]
     ) -> tuple[tuple[Trajectory, ...], list[ChunkEvent]]:
         """The survivors without what they all share, and that as events."""
-        count = _shared(survivors)
+        count = shared(survivors)
         events = [self._event(chunk) for chunk in survivors[0].unsettled[:count]]
         return tuple(replace(s, unsettled=s.unsettled[count:]) for s in survivors), events
 
@@ -44,7 +44,7 @@ class Emitter:
         )
 
 
-def _shared(survivors: Sequence[Trajectory]) -> int:
+def shared(survivors: Sequence[Trajectory]) -> int:
     """How many of the oldest unsettled chunks all survivors share."""
     count = 0
     for column in zip(*(s.unsettled for s in survivors), strict=True):

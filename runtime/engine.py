@@ -19,7 +19,7 @@ from runtime.kernels.dispatch import implementation
 from runtime.lanes import Lanes
 from runtime.lines import Drawn, Line, Round, Turn, Video, rows_in
 from runtime.memory import KVPool, Lease
-from runtime.parts import Parts, blocks_of
+from runtime.parts import Parts, blocks_of, build_policy_of
 from runtime.recaching import Recaching
 from runtime.recipe import Recipe, build_recipe, check_own
 from runtime.remembering import Remembering
@@ -69,10 +69,11 @@ class Engine:
             run.decoder_rows or run.batch_rows,
             scoring,
             self.denoiser.graphs.mode,
+            run.litters,
         )
         self.lanes = Lanes(device, run.overlap)
         self.clock = StageClock(device)
-        self.drawing = Drawing(parts, self.denoiser, self.decoding, self.clock)
+        self.drawing = Drawing(parts, self.denoiser, self.decoding, self.clock, run.litters)
         self.recaching = Recaching(self.denoiser, generator.encode, self.clock)
         self.remembering = Remembering(self.denoiser, wasteful)
         self.speculation = Speculation(self.drawing, self.denoiser)
@@ -176,7 +177,8 @@ class Engine:
         check_own(settings, self.settings, parts.video is not None)
         models = self.guards.get("image"), self.guards.get("video")
         rooms = settings.reward, settings.memory
-        scorer = Scorer(*models, *rooms, settings.released, self.batch_rows)
+        rows = build_policy_of(settings).litter if settings.run.litters else self.batch_rows
+        scorer = Scorer(*models, *rooms, settings.released, rows)
         return build_recipe(settings, generator, self.pool, scorer)
 
     def begin(
@@ -209,10 +211,10 @@ class Engine:
     def turn(self, lines: Sequence[Line]) -> Round:
         """The next chunk of lines that are ``ready`` and can share a turn (``Line.together``)."""
         stage = self.clock.stage
-        places = [self._place(line) for line in lines]
+        places = [self.place(line) for line in lines]
         lines, drawn = self._next(lines, places)
         with stage("decode"):
-            newest = self.decoding.newest(drawn.branches, drawn.latents)
+            newest = self.decoding.newest(drawn.branches, drawn.latents, drawn.litters)
         verdicts, ahead = self.judging.judge(lines, drawn, newest, places)
         with stage("select"):
             choices = chosen(lines, drawn, verdicts)
@@ -235,7 +237,8 @@ class Engine:
         """What is left to show of a video whose chunks are all made: of the survivor that is liked most."""
         return line.video.emitter.flush(self._best(line))
 
-    def _place(self, line: Line) -> Place:
+    def place(self, line: Line) -> Place:
+        """Where the line's next chunk is."""
         video = line.video
         return Place(video.prompt, self.fps, line.index, video.recipe.chunks, video.number)
 
@@ -266,10 +269,16 @@ class Engine:
         recipe = video.recipe
         if len(survivors) == 1 or not recipe.policy.rates:
             return survivors[0]
-        place = Place(video.prompt, self.fps, recipe.chunks - 1, recipe.chunks, video.number)
+        place = self.place(replace(line, index=line.index - 1))
+        return survivors[recipe.scorer.best(self.final_scores(line, place), place)]
+
+    def final_scores(self, line: Line, place: Place) -> list[float]:
+        """What the video reward thinks of each survivor's whole video, which ends at ``place``."""
+        video, recipe = line.video, line.video.recipe
         chunks = recipe.chunks - video.scene.chunk  # what the prompt at hand is about
-        frames = torch.stack([video.emitter.whole(survivor, chunks) for survivor in survivors])
-        return survivors[recipe.scorer.best(frames, place, self.guards.get("final"))]
+        wholes = [video.emitter.whole(survivor, chunks) for survivor in line.survivors]
+        alone = recipe.settings.run.litters
+        return recipe.scorer.rate_whole(wholes, place, self.guards.get("final"), alone)
 
 
 def _roomy(line: Line) -> tuple[Trajectory, ...]:

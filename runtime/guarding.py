@@ -50,12 +50,20 @@ class Guarded:
         self._errand = Errand(f"{role} reward") if deadline_s else None
         self._incidents: list[Incident] = []
 
-    def score(self, clip: Clip) -> Tensor:
-        """Scores [B] of any float dtype, NaN for clips that the model could not judge."""
+    @property
+    def end(self) -> float:
+        """When what begins now is late, on the monotonic clock."""
+        return time.monotonic() + (self.deadline_s or math.inf)
+
+    def score(self, clip: Clip, end: float | None = None) -> Tensor:
+        """Scores [B] of any float dtype, NaN for clips that the model could not judge.
+
+        Parts of one batch, asked for one after the other, share an ``end``.
+        """
         if self._errand is None:
             answer = self._asked(clip)
         else:
-            there = self._errand.run(lambda: self._asked(clip), clip.frames, self.deadline_s)
+            there = self._errand.run(lambda: self._asked(clip), clip.frames, end or self.end)
             answer = there or self._out(clip, "late", f"not there after {self.deadline_s} s")
         self._incidents += answer.incidents
         return answer.scores
@@ -68,7 +76,7 @@ class Guarded:
 
     def _asked(self, clip: Clip) -> Answer:
         answer = self._in_parts(clip, self.most_rows, tries=2)
-        return replace(answer, incidents=_merged(answer.incidents))
+        return replace(answer, incidents=merged(answer.incidents))
 
     def _in_parts(self, clip: Clip, size: int, tries: int) -> Answer:
         """The answers to at most ``size`` clips at a time, as one; 0 leaves them together."""
@@ -134,13 +142,12 @@ class Errand:
         self._stream: torch.cuda.Stream | None = None
         self._last: Future[Answer] | None = None
 
-    def run(self, work: Callable[[], Answer], frames: Tensor, timeout_s: float) -> Answer | None:
-        """What ``work`` returns or raises; None when it has not within ``timeout_s``, work of the device included.
+    def run(self, work: Callable[[], Answer], frames: Tensor, end: float) -> Answer | None:
+        """What ``work`` returns or raises; None when it has not by ``end``, work of the device included.
 
         Late work is left alone until it ends, and nothing new begins before. ``frames`` are what it reads.
         """
-        end = time.monotonic() + timeout_s
-        if self._last is not None and not _done(self._last, end):
+        if self._last is not None and not _done(self._last, end) or time.monotonic() >= end:
             return None
         if self._thread is None:
             # A daemon: nobody waits at the end of the process for what hangs.
@@ -218,7 +225,7 @@ def moved(incident: Incident, rows: int) -> Incident:
     return replace(incident, rows=tuple(row + rows for row in incident.rows))
 
 
-def _merged(incidents: Sequence[Incident]) -> tuple[Incident, ...]:
+def merged(incidents: Sequence[Incident]) -> tuple[Incident, ...]:
     """One incident for all rows with the same reason."""
     rows: dict[Incident, list[int]] = {}
     for incident in incidents:

@@ -43,14 +43,26 @@ class Judging:
 
         The two rewards see the same frames and need not wait for each other.
         """
-        judged = [line.video.recipe.policy.judges for line in lines]
-        if not any(judged):
+        if not any(line.video.recipe.policy.judges for line in lines):
             return [[UNJUDGED] * (span.stop - span.start) for span in drawn.spans], None
+        shorts, longs = self.answers(lines, drawn, newest, places)
+        ahead = self._begun(lines, drawn, longs, places)
+        self.lanes.join()
+        with self.clock.stage("select"):
+            scorers = [line.video.recipe.scorer for line in lines]
+            answers = zip(scorers, drawn.spans, shorts, longs, places, strict=True)
+            return [_decided(drawn, *answer) for answer in answers], ahead
+
+    def answers(
+        self, lines: Sequence[Line], drawn: Drawn, newest: Newest, places: Sequence[Place]
+    ) -> tuple[list[Answer], list[Answer]]:
+        """What the image and the video reward say of each line's rows, on lanes that nobody has joined yet."""
+        judged = [line.video.recipe.policy.judges for line in lines]
         stage, beside = self.clock.stage, self.lanes.beside
         with stage("decode"):
             most = [line.video.recipe.window_chunks for line in lines]
             windows = self.decoding.windows(
-                drawn.branches, drawn.spans, drawn.latents, newest, most
+                drawn.branches, drawn.spans, drawn.latents, newest, most, drawn.litters
             )
         scorers = [line.video.recipe.scorer for line in lines]
         with beside("video reward"), stage("video reward"):
@@ -69,11 +81,7 @@ class Judging:
                     scorers, drawn.spans, places, judged, strict=True
                 )
             ]
-        ahead = self._begun(lines, drawn, longs, places)
-        self.lanes.join()
-        with stage("select"):
-            answers = zip(scorers, drawn.spans, shorts, longs, places, strict=True)
-            return [_decided(drawn, *answer) for answer in answers], ahead
+        return shorts, longs
 
     def _begun(
         self,

@@ -12,7 +12,7 @@ from runtime.generators.wan import TextContext
 from runtime.memory import Lease
 from runtime.recipe import Recipe
 from runtime.scenes import Scene
-from runtime.types import Branch, Candidate, ChunkEvent, Memory, Trajectory, Watch
+from runtime.types import Branch, Candidate, ChunkEvent, Memory, Trajectory, Watch, row_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Drawn:
     texts: tuple[TextContext, ...]  # of each row
     noise: Tensor  # [B, F, C, h, w]
     latents: Tensor  # [B, F, C, h, w]
+    litters: tuple[range, ...] = ()  # rows that share work with nobody else; (): whoever fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,15 @@ def spans_of(counts: Iterable[int]) -> tuple[slice, ...]:
         spans.append(slice(first, first + count))
         first += count
     return tuple(spans)
+
+
+def litters_of(lines: Sequence[Line], spans: Sequence[slice]) -> tuple[range, ...]:
+    """The rows of the batch by litters: as many candidates as one history of a line has, those of a first chunk as well."""
+    litters = []
+    for line, span in zip(lines, spans, strict=True):
+        for rows in row_ranges(span.stop - span.start, line.video.recipe.policy.litter):
+            litters.append(range(span.start + rows.start, span.start + rows.stop))
+    return tuple(litters)
 
 
 def rows_in(spans: Sequence[slice], picked: Sequence[Sequence[int]]) -> list[int]:

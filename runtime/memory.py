@@ -233,6 +233,11 @@ def _latest_sinks(histories: Sequence[Trajectory]) -> set[int]:
     return {history.memory.sinks[-1].block for history in histories if history.memory.sinks}
 
 
-def pool_blocks(settings: MemorySettings, histories: int) -> int:
-    """Blocks that ``histories`` survivors can need at once, a merge in progress included."""
-    return histories * settings.max_blocks + 1
+def pool_blocks(settings: MemorySettings, histories: int, ranks: int = 1) -> int:
+    """Blocks that ``histories`` survivors can need at once on each of some ranks.
+
+    When a chunk is drawn a rank has its share of the histories, each without its oldest block; then a new block for each
+    survivor, of which it can have all until they are balanced; and a merge in progress.
+    """
+    share = -(-histories // ranks)
+    return share * (settings.max_blocks - 1) + histories + 1

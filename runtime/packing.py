@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ Tree = dict[str, Any]
 
 @dataclass(frozen=True)
 class Packed:
-    """Everything by value. ``tensors`` lie on the host and belong to nobody else."""
+    """Everything by value. ``tensors`` lie on the host and belong to nobody else, unless its packer took others."""
 
     tree: Tree
     tensors: dict[str, Tensor]
@@ -36,9 +36,13 @@ class Packed:
 
 @dataclass
 class Packer:
-    """Collects tensors and chunks by who they are, so that each is packed once."""
+    """Collects tensors and chunks by who they are, so that each is packed once.
+
+    ``take`` makes of a tensor what is packed: by default a copy on the host.
+    """
 
     pool: KVPool
+    take: Callable[[Tensor], Tensor] = field(default_factory=lambda: on_host)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     chunks: list[Tree] = field(default_factory=list)
     _names: dict[int, str] = field(default_factory=dict)
@@ -53,7 +57,7 @@ class Packer:
             name = f"value.{len(self._names)}"
             self._names[id(tensor)] = name
             self._alive.append(tensor)
-            self.tensors[name] = on_host(tensor)
+            self.tensors[name] = self.take(tensor)
         return self._names[id(tensor)]
 
     def histories(self, survivors: Sequence[Trajectory]) -> list[Tree]:
@@ -96,9 +100,10 @@ class Packer:
 
     def _slot(self, slot: Slot) -> Tree:
         if (name := f"block.{slot.block}") not in self.tensors:
-            self.tensors[name] = on_host(self.pool.kv[:, slot.block])
+            self.tensors[name] = self.take(self.pool.kv[:, slot.block])
             if slot.block in self.pool.shadows:
-                self.tensors[f"shadow.{slot.block}"] = on_host(self.pool.shadows[slot.block])
+                shadow = self.pool.shadows[slot.block]
+                self.tensors[f"shadow.{slot.block}"] = self.take(shadow)
         return {
             "block": slot.block,
             "start_frame": slot.start_frame,
@@ -138,6 +143,10 @@ class Unpacker:
             self.lease.drop([Slot(block, 0)])
         self._blocks.clear()
         return survivors
+
+    def chunks(self, places: Sequence[int]) -> tuple[Chunk, ...]:
+        """Some of the chunks."""
+        return tuple(self._chunks[place] for place in places)
 
     def _maybe(self, name: str | None) -> Tensor | None:
         return None if name is None else self.tensor(name)

@@ -75,7 +75,7 @@ def build_policy_of(settings: Settings) -> SearchPolicy:
 def blocks_of(settings: Settings) -> int:
     """KV blocks that the search for one video can need at once."""
     run, search = settings.run, settings.search
-    blocks = pool_blocks(settings.memory, build_policy_of(settings).histories)
+    blocks = pool_blocks(settings.memory, build_policy_of(settings).histories, run.ranks)
     if run.schedule == "released":
         blocks += search.histories * search.expansions  # the clean pass is run for all
     if run.speculate:

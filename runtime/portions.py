@@ -20,14 +20,14 @@ class Portions:
         self.most = most
         self.verb, self.advice = verb, advice
 
-    def run(self, rows: int, device: torch.device, work: Callable[[range], None]) -> None:
-        """``work`` over ranges of at most ``most`` rows; where memory runs out, of half as many from now on.
+    def run(self, rows: range, device: torch.device, work: Callable[[range], None]) -> None:
+        """``work`` over parts of ``rows`` of at most ``most`` rows; where memory runs out, of half as many from now on.
 
         What was done is not done again. RuntimeError when there is no memory for one row.
         """
-        first = 0
-        while first < rows:
-            size = min(self.most or rows, rows - first)
+        first = rows.start
+        while first < rows.stop:
+            size = min(self.most or len(rows), rows.stop - first)
             try:
                 work(range(first, first + size))
                 first += size

@@ -93,7 +93,7 @@ def facts(packed: Packed) -> Facts:
         scenes = tuple((int(chunk), str(prompt)) for chunk, prompt in tree["scenes"])
         unsettled = max(len(one["unsettled"]) for one in tree["survivors"])
         return Facts(settings, scenes, int(tree["index"]), int(tree["index"]) - unsettled)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(f"snapshot: is of no video ({type(error).__name__}: {error})") from None
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from runtime.guarding import Guarded, moved, one_score_each
+from runtime.guarding import Guarded, merged, moved, one_score_each
 from runtime.settings import MemorySettings, RewardSettings
 from runtime.types import (
     Branch,
@@ -76,20 +76,32 @@ class Scorer:
 
     def rate_drafts(self, frames: Tensor, place: Place) -> list[float]:
         """Image reward of unfinished candidates, [B, T, 3, H, W] -> B numbers on the host, for an early choice."""
-        return self.on_host(self._rate(self.image, Window(frames), place, "draft"))
+        return self.on_host(self._rate(self.image, Window(frames), place, "draft", self.batch_rows))
 
     @staticmethod
     def on_host(scores: Tensor) -> list[float]:
         """Scores [B] as numbers, as soon as the current stream has them."""
         return scores.double().cpu().tolist()
 
-    def best(self, frames: Tensor, place: Place, model: RewardModel | None = None) -> int:
-        """The row of whole videos [K, T, 3, H, W] that ``model`` (default: the video reward) likes most, the earliest
-        of equals; a score that is not finite never wins unless none is.
+    def rate_whole(
+        self,
+        videos: Sequence[Tensor],
+        place: Place,
+        model: RewardModel | None = None,
+        alone: bool = False,
+    ) -> list[float]:
+        """What ``model`` (default: the video reward) thinks of whole videos, each [T, 3, H, W], as numbers on the host.
+
+        ``alone``: each is rated by itself, so that its score does not depend on its company.
+        """
+        window, rows = Window(torch.stack(list(videos))), 1 if alone else self.batch_rows
+        return self.on_host(self._rate(model or self.video, window, place, "final", rows))
+
+    def best(self, scores: Sequence[float], place: Place) -> int:
+        """The highest of the final scores, the earliest of equals; one that is not finite never wins unless none is.
 
         RuntimeError, with the reasons, where the model failed for all of them and ``reward.on_error`` says so.
         """
-        scores = self.on_host(self._rate(model or self.video, Window(frames), place, "final"))
         failed = self._failed("final", place)
         if len(failed) == len(scores) and self.reward.on_error == "fail":
             raise RuntimeError(
@@ -167,25 +179,38 @@ class Scorer:
         kind: str,
     ) -> Tensor:
         rated = zip(windows, places, strict=True)
-        return torch.cat([self._rate(model, window, place, kind) for window, place in rated])
+        rows = self.batch_rows
+        return torch.cat([self._rate(model, window, place, kind, rows) for window, place in rated])
 
-    def _rate(self, model: RewardModel | None, window: Window, place: Place, kind: str) -> Tensor:
+    def _rate(
+        self, model: RewardModel | None, window: Window, place: Place, kind: str, most: int
+    ) -> Tensor:
+        """Scores of a window's rows, of at most so many at a time; 0: all."""
         assert model is not None, (
             f"the policy asks the {kind} reward but the engine was built without one"
         )
-        scores = []
-        for rows in row_ranges(len(window), self.batch_rows):
+        guard = model if isinstance(model, Guarded) else None
+        end = guard.end if guard else None
+        scores: list[Tensor] = []
+        incidents: list[Incident] = []
+        for rows in row_ranges(len(window), most):
             part = window[rows.start : rows.stop]
             clip = clip_for(model, part, place)
-            score = one_score_each(model.score(clip), len(part), kind)
-            if isinstance(model, Guarded):
-                for incident in model.take():
-                    self._note(replace(moved(incident, rows.start), role=kind), place)
+            score = guard.score(clip, end) if guard else model.score(clip)
+            score = one_score_each(score, len(part), kind)
             scores.append(score + doubt(part.newest).to(score.device) if clip.picked else score)
+            for incident in guard.take() if guard else ():
+                incidents.append(replace(moved(incident, rows.start), role=kind))
+        for incident in merged(incidents):
+            self._note(incident, place)
         return torch.cat([score.to(scores[0].device) for score in scores])
 
     def _note(self, incident: Incident, place: Place) -> None:
         log.warning("%s", incident.sentence)
+        self.keep(incident, place)
+
+    def keep(self, incident: Incident, place: Place) -> None:
+        """Remember what a reward did not judge, here or on another rank, until ``incidents`` is asked."""
         self._incidents.setdefault(place.number, []).append(incident)
 
     def _judge(

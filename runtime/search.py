@@ -49,6 +49,11 @@ class SearchPolicy(Protocol):
         ...
 
     @property
+    def litter(self) -> int:
+        """Candidates that one history has after the first chunk."""
+        ...
+
+    @property
     def draft_passes(self) -> int:
         """Denoising passes after which some candidates are given up; 0: all are finished."""
         ...
@@ -77,6 +82,10 @@ class Pruned:
     judges: bool = True
     rates: bool = True
     prunes: bool = True
+
+    @property
+    def litter(self) -> int:
+        return self.settings.expansions
 
     @property
     def draft_passes(self) -> int:
@@ -140,6 +149,7 @@ class Independent:
     rates: bool = False
     prunes: bool = False
     draft_passes: int = 0
+    litter: int = 1
 
     def finalists(self, branches: Sequence[Branch], scores: Sequence[float]) -> tuple[int, ...]:
         return tuple(range(len(branches)))

@@ -20,6 +20,7 @@ MAX_PROMPTS = 1000  # asked for together
 LONGEST_SECONDS = 24 * 3600.0
 
 ON_ERROR = ("fail", "degrade")
+SHOWN = 120  # characters of a wrong value
 POLICIES = ("single", "best-of-n", "beam", "stream-t1", "halving")
 FIDELITIES = ("paper", "released")
 SCHEDULES = ("survivors", "released")
@@ -35,9 +36,17 @@ EMA_STORAGES = ("auto", "fp32_shadow", "stochastic", "released")  # see kernels/
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     """ValueError with a guess unless ``value`` is one of ``known``."""
     if value not in known:
-        guess = difflib.get_close_matches(str(value), known, n=1)
+        guess = difflib.get_close_matches(str(value)[:SHOWN], known, n=1)
         hint = f"; did you mean {guess[0]!r}?" if guess else ""
-        raise ValueError(f"{name}: want one of {', '.join(known)}, got {value!r}{hint}")
+        raise ValueError(f"{name}: want one of {', '.join(known)}, got {shown(value)}{hint}")
+
+
+def shown(value: object) -> str:
+    """A value in an error's sentence: as much of it as a reader wants to see."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _at_least(name: str, value: float, low: float) -> None:
@@ -194,6 +203,8 @@ class RunSettings:
     dtype: str = "float32"
     schedule: str = "survivors"  # "released": serial candidates, cold decodes, clean pass for all
     batch_rows: int = 0  # candidates per forward; 0: all at once
+    litters: bool = False  # siblings share work with nobody else: the same bits in any company
+    ranks: int = 1  # processes that share a video and its memory; torchrun's to say
     ops: str = "auto"  # implementation of the kernels: auto, native (C++), triton, torch
     attention: str = "auto"  # self attention; auto: triton on a GPU, sdpa on the CPU
     # captured denoising; auto: on a GPU; rehearsal: its plan and buffers, uncaptured
@@ -205,8 +216,7 @@ class RunSettings:
     prompts: int = 1  # that ride one batch; 0: as many as the free memory holds
     memory_share: float = 0.9  # of the device's free memory that may be planned for
     decoder_rows: int = 0  # candidates decoded at once; 0: as many as share a forward
-    # side of a tile that is decoded at once, in latent positions; 0: whole frames
-    decoder_tile: int = 0
+    decoder_tile: int = 0  # side of what is decoded at once, in latent positions; 0: all of it
     offload_text: bool = False  # the text encoder waits in host memory between prompts
     overlap: bool = True  # rewards on streams of their own, on a GPU
     speculate: bool = False  # begin the likely next chunk before the rewards have arrived
@@ -218,6 +228,7 @@ class RunSettings:
         one_of("run.attention", self.attention, ATTENTIONS)
         one_of("run.graphs", self.graphs, GRAPHS)
         one_of("run.linears", self.linears, LINEARS)
+        _at_least("run.ranks", self.ranks, 1)
         for name in ("batch_rows", "prompts", "decoder_rows", "decoder_tile"):
             _at_least(f"run.{name}", getattr(self, name), 0)
         if not 0.0 < self.memory_share <= 1.0:
@@ -242,7 +253,6 @@ class Settings:
             raise ValueError(
                 f"seconds: want a length in (0, {LONGEST_SECONDS:.0f}], got {self.seconds}"
             )
-
         if self.run.speculate:
             self._check_speculation()
 
@@ -306,11 +316,15 @@ def _typed(name: str, value: Any, kind: type) -> Any:
                 f"{name}: want float, got an int of {value.bit_length()} bits"
             ) from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{name}: want {kind.__name__}, got {type(value).__name__} {value!r}")
+        raise ValueError(f"{name}: want {kind.__name__}, got {type(value).__name__} {shown(value)}")
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError(f"{name}: want a value below 2^63, got {shown(value)}")
     return value
 
 
 def _unknown(name: str, known: list[str]) -> str:
+    if len(name) > SHOWN:
+        return f"{shown(name)}: no such setting"
     guess = difflib.get_close_matches(name, known, n=1)
     leaf = difflib.get_close_matches(
         name.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1
@@ -323,6 +337,12 @@ def _unknown(name: str, known: list[str]) -> str:
 def weights_home() -> Path:
     """Where weights are kept if nobody says: ``$STREAM_T1_WEIGHTS``, else ``~/.cache/stream-t1-runtime``."""
     return Path(os.environ.get("STREAM_T1_WEIGHTS") or "~/.cache/stream-t1-runtime").expanduser()
+
+
+def torchrun() -> tuple[int, int, int]:
+    """This process's rank, how many there are, and its rank on this machine; (0, 1, 0) by itself."""
+    rank, size, local = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return int(rank or 0), int(size or 1), int(local or 0)
 
 
 def api_key() -> str | None:

@@ -42,6 +42,7 @@ class TraceWriter:
         self.chunks = 0
         self._begun = self._closed = False
         self._seeds = array("Q")
+        self.notes: dict[str, Any] = {}  # more to say of the whole run; written when it is closed
         self._file = OutputFile(path, name)
 
     @property
@@ -114,7 +115,10 @@ class TraceWriter:
             self._file.close()
 
     def _end(self, outcome: str, seeds: Sequence[int] = ()) -> bytes:
-        return f'\n],\n"path": {list(seeds)},\n"outcome": {json.dumps(outcome)}}}\n'.encode()
+        notes = "".join(
+            f"{json.dumps(key)}: {_dump(value)},\n" for key, value in self.notes.items()
+        )
+        return f'\n],\n{notes}"path": {list(seeds)},\n"outcome": {json.dumps(outcome)}}}\n'.encode()
 
     def __enter__(self) -> TraceWriter:
         return self

@@ -16,7 +16,13 @@ PATIENCE_S = 20.0
 @contextlib.contextmanager
 def serving_app(app: Any) -> Iterator[str]:
     """The address of ``app``, its lifespan begun; both end with the block."""
-    config = uvicorn.Config(app, port=0, log_level="error", ws="websockets-sansio")
+    config = uvicorn.Config(
+        app,
+        port=0,
+        log_level="critical",  # streams that a test left open are cut with a word
+        ws="websockets-sansio",
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     ready = threading.Event()
 
@@ -35,5 +41,4 @@ def serving_app(app: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
     finally:
         server.should_exit = True
-        server.force_exit = True  # streams and sockets that a test left open
         thread.join(PATIENCE_S)

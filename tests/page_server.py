@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class FakeJob:
     events: list[Event] = field(default_factory=list)
     pieces: list[bytes] = field(default_factory=list)  # of the file
     whole: bool = False
+    breaks: int = 0  # connections that end in the middle of the file
     trace: dict[str, Any] | None = None
     sockets: list[WebSocket] = field(default_factory=list)
     heard: list[Any] = field(default_factory=list)  # messages of the page
@@ -166,10 +168,21 @@ async def _growing(job: FakeJob) -> Any:
     sent = 0
     while sent < len(job.pieces) or not job.whole:
         if sent < len(job.pieces):
+            if sent and job.breaks:
+                job.breaks -= 1
+                raise ConnectionResetError
             yield job.pieces[sent]
             sent += 1
         else:
             await asyncio.sleep(0.05)
+
+
+def until(found: Callable[[], object]) -> None:
+    """Return once ``found`` does."""
+    end = time.monotonic() + 30
+    while not found():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ MAY_READ = (
     "runtime/emit.py",
     "runtime/engine.py",
     "runtime/generators/schedule.py",  # a table of a thousand numbers, made once on the host
+    "runtime/ranks/",
     "runtime/score.py",
     "runtime/serve/",
     "runtime/telemetry.py",

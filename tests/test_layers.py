@@ -77,6 +77,7 @@ HALVES = {
 MANY = {
     "runtime.async_engine",
     "runtime.job",
+    "runtime.paced",
     "runtime.pacing",
     "runtime.request",
     "runtime.resuming",
@@ -120,6 +121,7 @@ LAYERS = {  # module prefix -> what it may import from this repository, besides 
     "runtime.sizing": NOUNS | SERVICES | ROOMS | HALVES,
     "runtime.engine": NOUNS | SERVICES | ROOMS | HALVES | {"runtime.sizing"},
     **dict.fromkeys(MANY, NOUNS | SERVICES | ROOMS | HALVES | MANY | {"runtime.engine"}),
+    "runtime.ranks": NOUNS | SERVICES | ROOMS | HALVES | {"runtime.engine"},
     **dict.fromkeys(DOORS | OUTSIDE, {"runtime"}),
 }
 

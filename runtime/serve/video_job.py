@@ -131,7 +131,8 @@ class VideoJob:
 
     async def note_state(self) -> None:
         """Tell that the job began, once it left the queue."""
-        if self._began is None and self._job.state in ("running", "paused"):
+        # Not by its state: a quick one may be done before anybody looks.
+        if self._began is None and self._job.chunks:
             self._began = time.monotonic()
             first = self._mark.turns if self._mark else 0
             told = {"event": "began", "job": self.name, "chunks": self._job.chunks, "chunk": first}

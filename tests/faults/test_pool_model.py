@@ -62,14 +62,34 @@ class Video:
 
 
 class Written:
-    """A denoiser whose clean pass writes what a block is made from, and the prompt."""
+    """A denoiser whose clean pass writes what a block is made from, the prompt, and a little of all that it sees."""
 
     def __init__(self, pool: KVPool) -> None:
         self.pool = pool
 
     def clean(self, plan, latents, texts) -> None:
-        for target, made_from, text in zip(plan.targets, latents, texts, strict=True):
-            self.pool.kv[:, target] = made_from.item() + TEXT * text
+        rows = zip(plan.targets, plan.blocks, latents, texts, strict=True)
+        values = [
+            rewritten(made_from.item(), text, [self.pool.kv[1, b, 0, 0, 0].item() for b in seen])
+            for _, seen, made_from, text in rows
+        ]
+        for target, value in zip(plan.targets, values, strict=True):
+            self.pool.kv[:, target] = value
+
+
+def rewritten(born: float, text: int, seen: list[float]) -> float:
+    """A block's value after a switch."""
+    return born + TEXT * text + 0.01 * sum(seen)
+
+
+def recached(history, how: str, text: int):
+    """A history's model after a switch: sinks first, then the window, each block of what was made before."""
+    keep = {"all": 0, "window": len(history[0]), "none": len(history[0] + history[1])}[how]
+    new: list[Held] = []
+    for one in history[0] + history[1]:
+        value = rewritten(one.born, text, [other.value for other in new])
+        new.append(one if len(new) < keep else replace(one, value=value))
+    return tuple(new[: len(history[0])]), tuple(new[len(history[0]) :])
 
 
 def roomy(sinks, window, memory: MemorySettings):
@@ -100,20 +120,30 @@ class PoolMachine(RuleBasedStateMachine):
         self.recaching = Recaching(Written(self.pool), None, StageClock(torch.device("cpu")))
 
     @precondition(lambda self: len(self.alive) < VIDEOS)
-    @rule(target=videos, recache=st.sampled_from(["all", "window", "none"]))
+    @rule(target=videos, recache=st.sampled_from(["all", "all", "window", "none"]))
     def begin(self, recache: str) -> Video:
         video = Video(Lease(self.pool), MemorySettings(recache=recache, **SIZES))
         self.alive.append(video)
         return video
 
     kept = st.lists(
-        st.tuples(st.integers(0, HISTORIES - 1), st.sampled_from(Route)),
+        st.tuples(st.integers(0, HISTORIES - 1), st.sampled_from([*Route, Route.EMA])),
         min_size=1,
         max_size=HISTORIES,
     )
 
-    @rule(video=videos, kept=kept)
-    def go_on(self, video: Video, kept: list[tuple[int, Route]]) -> None:
+    @rule(
+        video=videos,
+        chunks=st.lists(st.tuples(kept, st.integers(-9, 9)), min_size=3, max_size=8),
+    )
+    def go_on(self, video: Video, chunks: list[tuple[list[tuple[int, Route]], int]]) -> None:
+        """Some chunks, and a new prompt after some of them."""
+        for kept, text in chunks:
+            self.chunk(video, kept)
+            if text > 0:
+                self.switch(video, text)
+
+    def chunk(self, video: Video, kept: list[tuple[int, Route]]) -> None:
         """Make room, then every kept row is its parent's memory and a block more; parents let theirs go."""
         self.room(video)
         parents = [(rank % len(video.survivors), route) for rank, route in kept]
@@ -154,20 +184,13 @@ class PoolMachine(RuleBasedStateMachine):
             video.survivors = video.survivors[:rank] + video.survivors[rank + 1 :]
             video.model = video.model[:rank] + video.model[rank + 1 :]
 
-    @rule(video=videos, text=st.integers(1, 9))
     def switch(self, video: Video, text: int) -> None:
         recipe = SimpleNamespace(memory=video.memory)
         told = SimpleNamespace(recipe=recipe, lease=video.lease, text=text)
         (line,) = self.recaching.refresh([Line(told, video.survivors, video.index)])
         video.survivors = line.survivors
-        again = {"all": (True, True), "window": (False, True), "none": (False, False)}
-        video.model = tuple(
-            tuple(
-                tuple(replace(one, value=one.born + TEXT * text) if new else one for one in part)
-                for part, new in zip(history, again[video.memory.recache], strict=True)
-            )
-            for history in video.model
-        )
+        how = video.memory.recache
+        video.model = tuple(recached(history, how, text) for history in video.model)
 
     @rule(target=videos, video=consumes(videos))
     def pack_and_go_on(self, video: Video) -> Video:
@@ -231,7 +254,7 @@ class ShadowedPoolMachine(PoolMachine):
     rel = 2.0**-7
 
 
-EXAMPLES = settings(max_examples=60, stateful_step_count=40)
+EXAMPLES = settings(max_examples=150, stateful_step_count=12)
 TestPool = PoolMachine.TestCase
 TestPool.settings = EXAMPLES
 TestShadowedPool = ShadowedPoolMachine.TestCase

@@ -12,6 +12,7 @@ pytest.importorskip("fastapi", reason="the server's packages are not installed")
 pytest.importorskip("httpx", reason="the load test's client is not installed")
 
 import asyncio
+import re
 
 from runtime.bench.load import CROWDS, Plan, overload, parse, take
 from runtime.bench.load_client import Client, Outcome, Phase, spread, summary, with_client
@@ -31,8 +32,12 @@ def plan(capacity: int = 3) -> Plan:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    worker = FakeWorker(chunk_s=0.05)
+def worker() -> FakeWorker:
+    return FakeWorker(chunk_s=0.05)
+
+
+@pytest.fixture
+def url(tmp_path: Path, worker: FakeWorker) -> Iterator[str]:
     bounds = Bounds(jobs=3)
     with serving_app(build_app(worker, ServeOptions(folder=tmp_path, bounds=bounds))) as address:
         yield address
@@ -45,7 +50,7 @@ def ask(url: str, work, seconds: float = 60.0):
 
 
 def test_a_closed_loop_has_as_many_orders_open_as_users(url):
-    phase = ask(url, lambda client: client.closed(3, 0.5))
+    phase = ask(url, lambda client: client.closed(3, 2.0))
     assert {one.kind for one in phase.outcomes} == {"done"}  # a fourth would be refused
     assert len(phase.outcomes) > 3
     for one in phase.outcomes:
@@ -59,7 +64,8 @@ def test_an_open_loop_does_not_wait_for_the_server(url):
     assert summary(phase)["refused"] > 0  # they came while three were open
 
 
-def test_a_crowd_gets_what_the_server_has_and_refusals_say_when_to_come_back(url):
+def test_a_crowd_gets_what_the_server_has_and_refusals_say_when_to_come_back(url, worker):
+    worker._chunk_s = 0.75  # nobody is done before everybody has asked
     found = ask(url, lambda client: overload(client, plan(), None))
     assert (found["accepted"], found["refused"], found["lost"]) == (3 * CROWDS, 4 * CROWDS, 0)
     assert found["refused_without_retry_after"] == 0
@@ -88,7 +94,7 @@ def test_every_phase_ends_up_in_the_table(url):
     first = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert first[2:4] == ["1", "2"]  # users
     assert first[4] == "arrivals / min"
-    assert "| accepted, and of these not finished | 6, 0 |" in text
+    assert re.search(r"\| accepted, and of these not finished \| [1-9]\d*, 0 \|", text)
     assert "2 cores of a processor, no GPU" in text
 
 

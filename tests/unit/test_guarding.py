@@ -250,6 +250,15 @@ def test_a_model_in_time_is_what_it_is_without_a_deadline():
         assert incident.rows == (1,)
 
 
+def test_parts_of_a_batch_share_one_end():
+    model = Means()
+    guard = guarded(model, "image", PATIENCE_S)
+    end = guard.end
+    assert_scores(guard.score(clip_of(2), end), [0, 1])
+    assert_scores(guard.score(clip_of(2), end - PATIENCE_S - 1), [NAN] * 2)
+    assert len(model.calls) == 1 and [one.kind for one in guard.take()] == ["late"]
+
+
 def test_the_work_runs_as_the_callers_does():
     seen = []
     guard = guarded(Means(lambda *_: seen.append(torch.is_grad_enabled())), "image", PATIENCE_S)
@@ -295,3 +304,26 @@ def test_a_model_that_hangs_holds_the_frames_of_one_clip_alone():
     gc.collect()
     assert [one() for one in frames] == [None] * 3
     gate.set()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_work_that_the_device_has_not_done_in_time_is_late_and_holds_up_nobody():
+    busy = [True]
+
+    class OnDevice(Means):
+        def score(self, clip: Clip) -> torch.Tensor:
+            if busy[0]:
+                torch.cuda._sleep(4_000_000_000)  # cycles: seconds of device work, queued at once
+            return super().score(clip)
+
+    frames = clip_of(3).frames.cuda()
+    clip = Clip(frames, "", 16, 5)
+    guard = guarded(OnDevice(), "image", 0.2)
+    assert_scores(guard.score(clip).cpu(), [NAN] * 3)
+    assert [one.kind for one in guard.take()] == ["late"]
+    frames.sum().item()  # the caller's stream has nothing of it to wait for
+    assert not guard._errand._last.done(), "the caller waited for the late work"
+    busy[0] = False
+    guard.deadline_s = PATIENCE_S
+    assert_scores(guard.score(clip).cpu(), [0, 1, 2])
+    assert guard.take() == ()

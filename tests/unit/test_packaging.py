@@ -86,9 +86,7 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_an_unknown_public_name_is_answered_with_the_known_ones():
     import runtime
 
-    with pytest.raises(
-        AttributeError, match="public names: ChunkEvent, Engine, Settings, __version__"
-    ):
+    with pytest.raises(AttributeError, match="public names: AsyncEngine, .*, __version__$"):
         runtime.Enigne  # noqa: B018
     assert set(runtime.__all__) <= set(dir(runtime))
 

@@ -9,7 +9,6 @@ from runtime.score import Place, Scorer, image_weight
 from runtime.settings import MemorySettings, RewardSettings
 from runtime.types import Branch, Clip, Route, Trajectory
 from runtime.window import Window
-from tests.tiny import ByRow
 
 NAN, INF = math.nan, math.inf
 PLACE = Place("a prompt", 16, 4, 11)
@@ -112,7 +111,7 @@ def test_a_reward_of_the_wrong_shape_is_named(answer, got):
     with pytest.raises(RuntimeError, match="video reward: want one score per clip"):
         scorer(video=Noting(answer)).rate_videos([Window(frames)], [PLACE])
     with pytest.raises(RuntimeError, match="final reward: want one score per clip"):
-        scorer().best(frames, PLACE, Noting(answer))
+        scorer().rate_whole(list(frames), PLACE, Noting(answer))
 
 
 def test_wrong_shapes_that_add_up_are_still_wrong():
@@ -135,9 +134,27 @@ def test_wrong_shapes_that_add_up_are_still_wrong():
     ids=str,
 )
 def test_the_final_choice_passes_over_what_is_not_finite(scores, best):
-    frames = torch.rand(len(scores), 2, 3, 4, 4)
-    assert scorer(video=ByRow(lambda chunk, rows: scores)).best(frames, PLACE) == best
-    assert scorer().best(frames, PLACE, ByRow(lambda chunk, rows: scores)) == best
+    assert scorer().best(scores, PLACE) == best
+
+
+@pytest.mark.parametrize(("alone", "batches"), [(False, [2]), (True, [1, 1])])
+def test_whole_videos_are_rated_together_or_each_alone_by_whoever_is_asked(alone, batches):
+    videos = [torch.full((2, 3, 4, 4), level) for level in (0.25, 0.75)]
+
+    class Brightness:
+        horizon = 1
+
+        def __init__(self):
+            self.seen = []
+
+        def score(self, clip):
+            self.seen.append(len(clip.frames))
+            return clip.frames.mean((1, 2, 3, 4))
+
+    model, another = Brightness(), Brightness()
+    assert scorer(video=model).rate_whole(videos, PLACE, alone=alone) == [0.25, 0.75]
+    assert scorer().rate_whole(videos, PLACE, another, alone) == [0.25, 0.75]
+    assert model.seen == another.seen == batches
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +11,7 @@ pytest.importorskip("fastapi", reason="the server's packages are not installed")
 pytest.importorskip("websockets", reason="the server's packages are not installed")
 
 from tests.chromium import Browser, Page, browser, executable
-from tests.page_server import FakeJob, StandIn, serving
+from tests.page_server import FakeJob, StandIn, serving, until
 from tests.page_story import began, pieces, settled, turn
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="there is no Chromium on this machine")
@@ -59,6 +58,8 @@ def three_chunks(server: StandIn) -> FakeJob:
     """Chunk 0 is settled as row 3; rank 0 of chunk 1 has no descendant; two histories live."""
     job = server.job("a", "a red circle")
     story = [began(6), turn(0, (0, 3)), turn(1, (1, 2)), turn(2, (2, 3)), settled(0, 3)]
+    drawn = story[1]["candidates"]
+    drawn[0]["seed"] = drawn[3]["seed"]  # seeds may repeat; scores tell who was settled
     job.events.extend(story)
     return job
 
@@ -66,14 +67,6 @@ def three_chunks(server: StandIn) -> FakeJob:
 def watch(page: Page, server: StandIn, nodes: int) -> None:
     page.open(server.url("videos/a"))
     page.wait(f"document.querySelectorAll('.node').length == {nodes}")
-
-
-def until(found: Callable[[], object]) -> None:
-    """Return once ``found`` does."""
-    end = time.monotonic() + 30
-    while not found():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def count(page: Page, selector: str) -> int:
@@ -168,12 +161,24 @@ def test_the_video_plays_while_it_is_made(server, page, film):
     assert page.run(buffered) < 1.1
     page.wait("document.getElementById('video').currentTime > 0")
     job.pieces.extend(film[2:])
+    job.video["status"] = "completed"
     job.whole = True
     page.wait(f"{buffered} >= 1.99")
     page.wait(
         "document.getElementById('video').duration < 2.1"
     )  # the end is known: the file was whole
     assert page.errors == []
+
+
+def test_a_stream_that_breaks_goes_on_where_it_was(server, page, film):
+    job = three_chunks(server)
+    job.pieces.extend(film)
+    job.whole = True
+    job.breaks = 1
+    watch(page, server, 12)
+    video = "document.getElementById('video')"
+    page.wait(f"{video}.buffered.length == 1 && {video}.buffered.end(0) >= 1.99")
+    assert job.breaks == 0
 
 
 def test_a_browser_without_media_sources_is_told_and_gets_the_finished_file(server, page, film):
@@ -190,6 +195,7 @@ def test_a_browser_without_media_sources_is_told_and_gets_the_finished_file(serv
 def test_a_new_prompt_is_sent_to_the_running_job(server, page):
     job = three_chunks(server)
     watch(page, server, 12)
+    page.wait("!document.querySelector('#switch button').disabled")
     page.run("document.getElementById('switch-prompt').focus()")
     page.type("a blue star")
     page.press("Enter")
@@ -222,9 +228,10 @@ def test_a_failed_job_says_why_and_an_interrupted_one_goes_on(server, page):
     page.wait("!document.getElementById('problem').hidden")
     assert page.run("document.getElementById('problem').textContent") == "no room on the disk"
     assert page.run("document.getElementById('state').textContent") == "interrupted"
-    server.tell(job, began(6), turn(3))  # the server was started again
+    # The server was started again, and the snapshot was of chunk 0: what came after is made anew.
+    server.tell(job, began(6), turn(1, (0, 1)))
     page.wait("document.getElementById('problem').hidden")
-    page.wait("document.querySelectorAll('.node').length == 16")
+    page.wait("document.querySelectorAll('.node').length == 8")
     server.tell(job, {"event": "failed", "reason": "the reward raised twice", "resumable": False})
     page.wait("document.getElementById('state').textContent == 'failed'")
     assert page.run("document.getElementById('switch').hidden")
@@ -257,11 +264,14 @@ def test_a_broken_connection_is_made_again_and_nothing_is_drawn_twice(server, pa
 
 def test_two_hundred_chunks_cost_what_is_in_view(server, page):
     job = server.job("a", "long")
-    job.events.extend([began(200), *(turn(i, rows=32) for i in range(200))])
+    job.events.extend([began(200), *(turn(i, (0, 31), rows=32) for i in range(200))])
     page.open(server.url("videos/a"))
     page.wait("document.querySelector('.node[data-index=\"199\"]') !== null")
     assert count(page, ".node") < 1000  # of 6,400
     assert count(page, ".node[data-index='199']") == 24  # the best of 32
+    assert (
+        count(page, ".node[data-index='199'][data-row='31']") == 1
+    )  # a survivor, with the least score
     assert "8 pruned" in page.run("document.querySelector('.more').textContent")
     page.run("document.getElementById('tree').scrollLeft = 0")
     page.wait("document.querySelector('.node[data-index=\"0\"]') !== null")

@@ -65,6 +65,7 @@ def test_a_video_from_the_form_to_its_end(server, page):
     page.wait("location.pathname.startsWith('/videos/video_')")
     page.wait("document.querySelector('h1').textContent == 'a <b>red</b> disc'")
     page.wait("document.getElementById('state').textContent == 'waiting'")
+    page.wait("!document.querySelector('#switch button').disabled")  # connected
     page.run("document.getElementById('switch-prompt').value = 'a blue disc'")
     page.run("document.getElementById('switch').requestSubmit()")
     page.wait("document.getElementById('scenes').textContent.includes('a blue disc')")

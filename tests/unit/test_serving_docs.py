@@ -127,7 +127,10 @@ def test_the_manifest_calls_the_server_as_it_wants_to_be_called(monkeypatch):
 
 
 def test_the_load_table_is_the_recorded_result():
-    assert table(json.loads(LOAD.read_text(encoding="utf-8"))) in TEXT
+    if LOAD.exists():
+        assert table(json.loads(LOAD.read_text(encoding="utf-8"))) in TEXT
+    else:
+        assert "Not measured yet" in section("What two cores hold")
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)", TEXT))))

@@ -31,10 +31,12 @@ function boxAt(bytes, from, to, name) {
 }
 
 export class Player {
-  // `open(signal)` answers with a Response whose body is the file from its first byte on; `tell(text)` explains.
-  constructor(video, open, tell) {
+  // `open(signal)` answers with a Response whose body is the file from its first byte on, `over()` with whether the
+  // file is whole; `tell(text)` explains.
+  constructor(video, open, over, tell) {
     this.video = video;
     this.open = open;
+    this.over = over;
     this.tell = tell;
     this.taken = 0; // bytes handed over; a second connection skips so many
     this.stopped = new AbortController();
@@ -102,6 +104,8 @@ export class Player {
       await this.#append(piece);
       this.taken += piece.length;
     }
+    // A server that is stopped, or a proxy, may end a response as if that were all.
+    if (!(await this.over())) throw new Error("broken");
     this.ended = true;
     if (this.source?.readyState === "open") this.source.endOfStream();
     return true;

@@ -15,8 +15,7 @@ export class Search {
     this.switches = new Map(); // chunk -> the prompt from there on
     this.chunks = 0; // how many the video is going to have
     this.over = false; // nothing more is drawn
-    this.path = []; // by chunk: the candidate that became the video
-    this.fates = new Map(); // candidate -> fate, as of the last turn
+    this.fates = undefined; // candidate -> fate; worked out when it is asked for
   }
 
   // Takes one event; true when something changed.
@@ -36,7 +35,7 @@ export class Search {
       case "failed":
       case "cancelled":
         this.over = true;
-        this.#judge();
+        this.fates = undefined;
         return true;
       default:
         return false;
@@ -60,6 +59,7 @@ export class Search {
   }
 
   fateOf(candidate) {
+    this.fates ??= this.#judged();
     return this.fates.get(candidate) ?? PRUNED;
   }
 
@@ -79,7 +79,7 @@ export class Search {
     const news = this.over || this.chunks !== event.chunks;
     this.over = false;
     this.chunks = event.chunks;
-    if (news) this.#judge();
+    if (news) this.fates = undefined;
     return news;
   }
 
@@ -99,7 +99,7 @@ export class Search {
       histories: event.histories,
       expansions: event.expansions,
     };
-    this.#judge();
+    this.fates = undefined;
     return true;
   }
 
@@ -108,29 +108,29 @@ export class Search {
     if (before && before.seed === event.seed && before.bytes === event.bytes) return false;
     if (before) this.settled.length = event.index;
     this.settled[event.index] = event;
-    this.#judge();
+    this.fates = undefined;
     return true;
   }
 
-  // The settled path, and the fate of every candidate: walked back from the newest survivors.
-  #judge() {
-    this.path = this.settled.map((one) => this.#candidateOf(one));
-    this.fates = new Map();
+  // The fate of every candidate that was kept: walked back from the newest survivors, and along the settled path.
+  #judged() {
+    const fates = new Map();
     for (const turn of this.turns) {
-      for (const one of turn?.byRank.values() ?? []) this.fates.set(one, ENDED);
+      for (const one of turn?.byRank.values() ?? []) fates.set(one, ENDED);
     }
     const newest = this.turns.length - 1;
     let alive = new Set(this.over ? [] : this.turns[newest]?.byRank.values());
     for (let index = newest; index >= 0 && alive.size; index -= 1) {
       const parents = new Set();
       for (const one of alive) {
-        this.fates.set(one, ALIVE);
+        fates.set(one, ALIVE);
         const parent = this.parentOf(index, one);
         if (parent) parents.add(parent);
       }
       alive = parents;
     }
-    for (const one of this.path) if (one) this.fates.set(one, SETTLED);
+    for (const one of this.settled.map((told) => this.#candidateOf(told))) if (one) fates.set(one, SETTLED);
+    return fates;
   }
 
   // Seeds may repeat within a chunk; scores tell the twins apart.

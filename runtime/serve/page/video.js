@@ -110,6 +110,7 @@ class VideoPage {
   }
 
   async #connected(yes) {
+    byId("switch").querySelector("button").disabled = !yes;
     if (yes) return say(byId("notice"), "");
     await this.refresh(); // asks for a key when that is what is missing
     if (!api.isOver(this.video)) say(byId("notice"), "The connection to the server broke; connecting again.");
@@ -134,7 +135,11 @@ class VideoPage {
     const video = byId("video");
     video.addEventListener("playing", () => note(""));
     video.addEventListener("waiting", () => !this.over && note("Waiting for the next chunk."));
-    this.player = new Player(video, (signal) => api.stream(this.id, signal), note);
+    const over = async () => {
+      await this.refresh();
+      return api.isOver(this.video);
+    };
+    this.player = new Player(video, (signal) => api.stream(this.id, signal), over, note);
     const plays = await this.player.play();
     if (plays) return;
     note("This browser cannot play the video while it is made; it comes when it is done.");
