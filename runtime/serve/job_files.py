@@ -1,4 +1,4 @@
-"""What one job has on disk: video.mp4, trace.json and its snapshots. Every call waits for the disk; a thread makes them.
+"""What one job has on disk: video.mp4, trace.json, its snapshots, at last done.json. Every call waits for the disk; a thread makes them.
 
 Whatever fails, what was settled before plays. A snapshot remembers how much of both files belongs to it, so a job that
 goes on from one cuts them there and ends with the bytes of a job that was never interrupted.
@@ -7,6 +7,7 @@ goes on from one cuts them there and ends with the bytes of a job that was never
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -25,7 +26,8 @@ from runtime.trace import TraceWriter, turn_of
 from runtime.types import ChunkEvent, ChunkRecord, Trajectory
 from runtime.video import VideoWriter, Written
 
-VIDEO, TRACE, SNAPSHOTS = "video.mp4", "trace.json", "snapshot"
+log = logging.getLogger(__name__)
+VIDEO, TRACE, SNAPSHOTS, DONE = "video.mp4", "trace.json", "snapshot", "done.json"
 NOTHING = torch.empty(0)
 
 
@@ -140,6 +142,17 @@ class JobFiles:
         whole = Packed({"video": packed.tree, "files": asdict(mark)}, packed.tensors)
         snapshot.write(self._folder / SNAPSHOTS, whole, self._made.config, f"{turns:06d}")
         self._told = {at: size for at, size in self._told.items() if at >= turns}
+
+    def finish(self, told: Mapping[str, Any]) -> None:
+        """Leave word that the video is whole, for a server that did not live to hear it; snapshots have had their time."""
+        fresh = self._folder / f"{DONE}.new"
+        try:
+            fresh.write_text(json.dumps(told))
+            os.replace(fresh, self._folder / DONE)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", DONE, error.strerror)
+            return  # a server that did not hear of it goes on from the snapshot
+        self.forget_snapshots()
 
     def forget_snapshots(self) -> None:
         shutil.rmtree(self._folder / SNAPSHOTS, ignore_errors=True)
