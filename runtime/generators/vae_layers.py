@@ -112,8 +112,9 @@ class ResidualBlock(nn.Module):
         inner = conv2(inner, past, NormSiLU(norm2))
         if past.plain:
             return self.shortcut(x) + inner
-        same = isinstance(self.shortcut, nn.Identity)
-        return inner.add_(x if same else conv3d(self.shortcut, x))
+        if isinstance(self.shortcut, nn.Conv3d):
+            x = conv3d(self.shortcut, x)
+        return inner.add_(x)
 
 
 class AttentionBlock(nn.Module):
