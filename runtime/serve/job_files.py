@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from runtime import snapshot
+from runtime.manifest import sync
 from runtime.packing import Packed
 from runtime.scenes import spelled
 from runtime.settings import Settings
@@ -138,7 +139,7 @@ class JobFiles:
         frames, size = self._sizes[settled]
         mark = Mark(settled, frames, size, turns, self._told[turns], tuple(self._seeds[:settled]))
         for name in (VIDEO, TRACE):
-            _flush(self._folder / name)  # a snapshot must not outlive what it goes on from
+            sync(self._folder / name)  # a snapshot must not outlive what it goes on from
         whole = Packed({"video": packed.tree, "files": asdict(mark)}, packed.tensors)
         snapshot.write(self._folder / SNAPSHOTS, whole, self._made.config, f"{turns:06d}")
         self._told = {at: size for at, size in self._told.items() if at >= turns}
@@ -201,11 +202,3 @@ def _check_length(path: Path, least: int) -> None:
     size = path.stat().st_size if path.is_file() else 0
     if size < least:
         raise ValueError(f"{path}: want at least {least} bytes to go on, got {size}")
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
