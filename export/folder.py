@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.exported import FILE
+from runtime.manifest import sync
 
 
 @contextmanager
@@ -25,12 +26,12 @@ def replaced(target: Path) -> Iterator[Path]:
     try:
         yield draft
         for path in (*draft.rglob("*"), draft):
-            flush(path)
+            sync(path)
         old = draft.with_suffix(".old")
         if target.exists():
             target.rename(old)
         draft.rename(target)
-        flush(target.parent)
+        sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -46,12 +47,3 @@ def check_free(target: Path) -> None:
     raise ValueError(
         f"{target}: is there already and is no export (it has no {FILE}); name another folder with -o"
     )
-
-
-def flush(path: Path) -> None:
-    """To the disk, a folder's list of names too."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

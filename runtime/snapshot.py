@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from runtime.manifest import sync
 from runtime.output import reason
 from runtime.packing import Packed
 from runtime.tensorfile import DTYPES, NAMES, Entry, header_of, raw_bytes, read_header
@@ -144,7 +145,7 @@ def _fill(folder: Path, packed: Packed, config: str) -> None:
 
 def _publish(temporary: Path, target: Path) -> None:
     """Give a finished folder its name; a snapshot of that name stays whole until the new one takes its place."""
-    _flush_folder(temporary)
+    sync(temporary)
     replaced = target.with_name(f".{target.name}.old.tmp")
     if target.exists():
         target.rename(replaced)
@@ -154,21 +155,13 @@ def _publish(temporary: Path, target: Path) -> None:
         if replaced.exists():
             replaced.rename(target)
         raise
-    _flush_folder(target.parent)
+    sync(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _described(tensor: Tensor) -> list[Any]:

@@ -13,15 +13,15 @@ if "OMP_NUM_THREADS" not in os.environ:
 # torch notes once, here and not under the fixture below, which functions a device context redirects.
 with torch.device("meta"):
     torch.empty(0)
-if importlib.util.find_spec("av") is None:  # a GPU box without PyAV can still run everything else
-    collect_ignore = [
-        "faults/test_door.py",
-        "unit/test_door.py",
-        "unit/test_trace.py",
-        "unit/test_video.py",
-    ]
-if importlib.util.find_spec("fastapi") is None:  # nor has it what the server needs
-    collect_ignore_glob = ["faults/test_http_*.py", "unit/test_serve_*.py"]
+SERVER = ["faults/test_http_*.py", "faults/test_worker_*.py", "faults/test_ray_*.py",
+          "faults/test_orphaned_videos.py", "unit/test_serv*.py", "unit/test_bench_load.py"]  # fmt: skip
+VIDEO = ["faults/test_door.py", "unit/test_door.py", "unit/test_trace.py", "unit/test_video.py",
+         "faults/test_rank_*.py", "unit/test_resumed_files.py", *SERVER]  # fmt: skip
+# A GPU box without PyAV or the server's packages can still run everything else.
+if importlib.util.find_spec("av") is None:
+    collect_ignore_glob = VIDEO
+elif importlib.util.find_spec("fastapi") is None:
+    collect_ignore_glob = SERVER
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -63,15 +63,12 @@ class Meter:
     def __init__(self, engine: Engine) -> None:
         self._tally = _Tally()
         self._watch_denoiser_(engine)
-        decoding, scorer = engine.decoding, engine.scorer
+        decoding = engine.decoding
         decoding.decoder = _Decoder(decoding.decoder, self)
         if decoding.scoring is not None:
             decoding.scoring = _Decoder(decoding.scoring, self)
-        scorer.image = _reward(scorer.image, self, images=True)
-        scorer.video = _reward(scorer.video, self, images=False)
-        if engine.parts.final is not None:
-            final = _reward(engine.parts.final, self, images=False)
-            engine.parts = replace(engine.parts, final=final)
+        for role, guard in engine.guards.items():
+            guard.model = _reward(guard.model, self, images=role == "image")
 
     def begin(self, prompts: Sequence[str]) -> None:
         """Forget what was counted; the next videos are those of ``prompts``, in one batch."""
@@ -165,8 +162,6 @@ class _PickingReward(_Reward):
         return self.inner.picks(frames, fps)
 
 
-def _reward(inner: RewardModel | None, meter: Meter, images: bool) -> RewardModel | None:
-    if inner is None:
-        return None
+def _reward(inner: RewardModel, meter: Meter, images: bool) -> RewardModel:
     kind = _PickingReward if isinstance(inner, Picking) else _Reward
     return kind(inner, meter, images)

@@ -32,11 +32,23 @@ class CausalConv3d(nn.Conv3d):
         extended = past.extend(x, self.kernel_size[0] - 1, activation)
         if x.shape[2] == 0:
             return x.new_zeros(x.shape[0], self.out_channels, *x.shape[2:])
-        if past.plain or self.kernel_size[1:] != (1, 1):
+        if past.plain:
             return super().forward(extended)
+        if self.kernel_size[1:] != (1, 1):
+            return conv3d(self, extended)
         # Without reach in space it is a convolution of a [T, H * W] picture, which libraries do faster.
         rows = F.conv2d(extended.flatten(3), self.weight[..., 0], self.bias)
         return rows.unflatten(3, x.shape[3:])
+
+
+def conv3d(layer: nn.Conv3d, x: Tensor) -> Tensor:
+    """``layer(x)`` of stride 1. A single row is given to oneDNN by name: left alone, torch hands it to a path that takes
+    twice as long and forgets the layout."""
+    onednn = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if not onednn or len(x) > 1 or x.dtype is not torch.float32:
+        return nn.Conv3d.forward(layer, x)
+    given = x, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups
+    return torch.ops.aten.mkldnn_convolution(*given)
 
 
 class RMSNorm(nn.Module):
@@ -98,7 +110,11 @@ class ResidualBlock(nn.Module):
         norm1, _, conv1, norm2, _, _, conv2 = self.residual
         inner = conv1(x, past, NormSiLU(norm1))
         inner = conv2(inner, past, NormSiLU(norm2))
-        return self.shortcut(x) + inner if past.plain else inner.add_(self.shortcut(x))
+        if past.plain:
+            return self.shortcut(x) + inner
+        if isinstance(self.shortcut, nn.Conv3d):
+            x = conv3d(self.shortcut, x)
+        return inner.add_(x)
 
 
 class AttentionBlock(nn.Module):

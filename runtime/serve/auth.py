@@ -30,10 +30,10 @@ LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Stream-T1
 class Keyring:
     """The key of one server, or none: then everybody may come in."""
 
-    def __init__(self, key: str | None) -> None:
+    def __init__(self, key: str | None, seal: bytes | None = None) -> None:
         self.open = key is None
         self._key = _digest(key or "")
-        self._seal = secrets.token_bytes(32)  # cookies end with the process
+        self._seal = seal or secrets.token_bytes(32)  # without one, cookies end with the process
 
     def fits(self, key: str) -> bool:
         """Whether ``key`` is the key; takes as long for every other one of its length."""

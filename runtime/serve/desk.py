@@ -76,6 +76,11 @@ class Desk:
         return "silent" if silent else self._phase
 
     @property
+    def unfinished(self) -> int:
+        """Videos that are being made or wait."""
+        return len(self._live)
+
+    @property
     def menu(self) -> Menu:
         """What can be ordered. Raises ApiError while nothing can."""
         if self.state != "ready":
@@ -96,7 +101,7 @@ class Desk:
             wait_s = max(1, min(120, round(self._last_s)))
             raise ApiError(429, f"{most} videos are being made or wait, and that is all that may; try again in "
                            f"{wait_s} s", code="too_many_jobs", retry_after_s=wait_s)  # fmt: skip
-        job = new_job(order, self.options.model, self.size)
+        job = new_job(order, self.options.model, self.size, self.options.slot)
         folder = self.options.videos / job.id
         try:
             folder.mkdir(mode=0o700)
@@ -284,6 +289,10 @@ class Desk:
             if job.began is None:
                 (folder / EVENTS).unlink(missing_ok=True)  # it begins now, and has not failed
             live = Live(job, folder)
+            if told := disk.finished(folder):  # by a worker that outlived its server
+                live.change(state=State.RUNNING, settled=job.chunks or job.settled)
+                self._apply_to(live, "done", told)
+                continue
             if why := self._lost(job, folder):
                 self._end(live, State.FAILED, f"{why}; order it again")
                 continue

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from runtime.output import reason
 from runtime.serve.options import Bounds
@@ -55,6 +57,18 @@ def remove(folder: Path) -> None:
     """Take a folder away with all that is in it; one that is not there is fine."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """What the worker said at the end of a video that is whole; None when it is not."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        told = json.loads((folder / "done.json").read_text())
+        if (
+            0 < int(told["bytes"]) <= (folder / "video.mp4").stat().st_size
+            and int(told["frames"]) > 0
+        ):
+            return dict(told)
+    return None
 
 
 def holds_snapshot(folder: Path) -> bool:

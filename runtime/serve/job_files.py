@@ -1,4 +1,4 @@
-"""What one job has on disk: video.mp4, trace.json and its snapshots. Every call waits for the disk; a thread makes them.
+"""What one job has on disk: video.mp4, trace.json, its snapshots, at last done.json. Every call waits for the disk; a thread makes them.
 
 Whatever fails, what was settled before plays. A snapshot remembers how much of both files belongs to it, so a job that
 goes on from one cuts them there and ends with the bytes of a job that was never interrupted.
@@ -7,6 +7,7 @@ goes on from one cuts them there and ends with the bytes of a job that was never
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from runtime import snapshot
+from runtime.manifest import sync
 from runtime.packing import Packed
 from runtime.scenes import spelled
 from runtime.settings import Settings
@@ -25,7 +27,8 @@ from runtime.trace import TraceWriter, turn_of
 from runtime.types import ChunkEvent, ChunkRecord, Trajectory
 from runtime.video import VideoWriter, Written
 
-VIDEO, TRACE, SNAPSHOTS = "video.mp4", "trace.json", "snapshot"
+log = logging.getLogger(__name__)
+VIDEO, TRACE, SNAPSHOTS, DONE = "video.mp4", "trace.json", "snapshot", "done.json"
 NOTHING = torch.empty(0)
 
 
@@ -136,10 +139,21 @@ class JobFiles:
         frames, size = self._sizes[settled]
         mark = Mark(settled, frames, size, turns, self._told[turns], tuple(self._seeds[:settled]))
         for name in (VIDEO, TRACE):
-            _flush(self._folder / name)  # a snapshot must not outlive what it goes on from
+            sync(self._folder / name)  # a snapshot must not outlive what it goes on from
         whole = Packed({"video": packed.tree, "files": asdict(mark)}, packed.tensors)
         snapshot.write(self._folder / SNAPSHOTS, whole, self._made.config, f"{turns:06d}")
         self._told = {at: size for at, size in self._told.items() if at >= turns}
+
+    def finish(self, told: Mapping[str, Any]) -> None:
+        """Leave word that the video is whole, for a server that did not live to hear it; snapshots have had their time."""
+        fresh = self._folder / f"{DONE}.new"
+        try:
+            fresh.write_text(json.dumps(told))
+            os.replace(fresh, self._folder / DONE)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", DONE, error.strerror)
+            return  # a server that did not hear of it goes on from the snapshot
+        self.forget_snapshots()
 
     def forget_snapshots(self) -> None:
         shutil.rmtree(self._folder / SNAPSHOTS, ignore_errors=True)
@@ -188,11 +202,3 @@ def _check_length(path: Path, least: int) -> None:
     size = path.stat().st_size if path.is_file() else 0
     if size < least:
         raise ValueError(f"{path}: want at least {least} bytes to go on, got {size}")
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

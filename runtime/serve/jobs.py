@@ -88,10 +88,10 @@ class Job:
         return json.dumps(dataclasses.asdict(self))
 
 
-def new_job(order: Order, model: str, size: str) -> Job:
-    """A queued job with a name that nobody can guess."""
+def new_job(order: Order, model: str, size: str, slot: str = "") -> Job:
+    """A queued job with a name that nobody can guess; it begins with ``slot``."""
     return Job(
-        id=f"video_{secrets.token_hex(16)}",
+        id=f"video_{slot}{secrets.token_hex(16)[len(slot) :]}",
         order=order,
         model=model,
         size=size,

@@ -65,9 +65,12 @@ class WorkerLink:
         *,
         module: str = "runtime.serve.worker",
         patience: Patience | None = None,
+        handed: Sequence[int] = (),
     ) -> None:
+        """``handed``: descriptors that stay open for as long as the worker lives, as a lock's."""
         self._command = [sys.executable, "-m", module, *arguments]
         self._patience = patience or Patience()
+        self._handed = tuple(handed)
         self._cutter = LineCutter()
         self._process: asyncio.subprocess.Process | None = None
         self._transport: Any = None
@@ -90,7 +93,7 @@ class WorkerLink:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=2,  # whatever a library prints joins the log
                     env=inherited(os.environ),
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), *self._handed),
                     start_new_session=True,
                 )
             stack.pop_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +55,7 @@ class ServeOptions:
     allowed_origins: tuple[str, ...] = ()  # web pages elsewhere that may use this server
     keep_hours: float = 0.0  # finished videos older than this are removed; 0: none
     grace_s: float = 20.0  # between SIGTERM and the end
+    slot: str = ""  # what the ids of its videos begin with, in hex; "": nothing
     bounds: Bounds = field(default_factory=Bounds)
 
     def __post_init__(self) -> None:
@@ -63,6 +65,8 @@ class ServeOptions:
             raise ValueError(f"keep_hours: want at least 0, got {self.keep_hours}")
         if not 0 < self.grace_s <= 3600:
             raise ValueError(f"grace_s: want a time in (0, 3600], got {self.grace_s}")
+        if not re.fullmatch(r"[0-9a-f]{0,16}", self.slot):
+            raise ValueError(f"slot: want at most 16 hex digits, got {self.slot!r}")
         if self.key is not None and (len(self.key) < 8 or not self.key.isascii()):
             raise ValueError("API key: want at least 8 ASCII characters")
 

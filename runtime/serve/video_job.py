@@ -231,8 +231,7 @@ class VideoJob:
     async def _done(self) -> Message:
         files = await self._opened()
         await self._close("finished")
-        await self._office.aside(files.forget_snapshots)
-        return {
+        told: Message = {
             "event": "done",
             "job": self.name,
             "frames": files.written.frames,
@@ -240,6 +239,8 @@ class VideoJob:
             "seconds": round(time.monotonic() - (self._began or time.monotonic()), 3),
             "degraded": [incident.sentence for incident in self._job.incidents],
         }
+        await self._office.aside(files.finish, told)
+        return told
 
     async def _cancelled(self) -> Message:
         await self._close("interrupted")

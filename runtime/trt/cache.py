@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.exported import GraphSpec
+from runtime.manifest import sync
 from runtime.trt.place import EnginePlace
 from runtime.trt.vendor import EngineDamaged, EngineError
 
@@ -139,7 +140,7 @@ class Entry:
             self.jit.unlink(missing_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 self.engine.replace(self.engine.with_suffix(".damaged"))
-            _sync(self.folder)
+            sync(self.folder)
 
 
 def entries(spec: GraphSpec, place: EnginePlace) -> list[Entry]:
@@ -242,15 +243,7 @@ def write_whole(path: Path, content: Any) -> None:
     except OSError:
         draft.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
 
 
 @contextlib.contextmanager

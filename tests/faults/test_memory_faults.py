@@ -96,10 +96,10 @@ def test_every_row_is_worked_on_once_and_in_order(rows, most, error):
     portions = Portions(0, "bake", "buy a bigger oven")
     for _ in range(2):
         done.clear()
-        portions.run(rows, torch.device("cpu"), work)
+        portions.run(range(rows), torch.device("cpu"), work)
         assert done == list(range(rows))
     with pytest.raises(ZeroDivisionError):  # nothing else is taken for a lack of memory
-        portions.run(1, torch.device("cpu"), lambda part: 1 // 0)
+        portions.run(range(1), torch.device("cpu"), lambda part: 1 // 0)
 
 
 def starved(monkeypatch, at: int) -> None:

@@ -110,7 +110,11 @@ def test_a_name_that_is_no_plain_name_is_refused(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf"), {1, 2}, b"x", object()], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("-inf"), {1, 2}, b"x", object()],
+    ids=lambda value: type(value).__name__,
+)
 def test_a_tree_that_is_not_json_is_refused_and_nothing_is_left(tmp_path, value):
     with pytest.raises(ValueError, match="snapshot tree: want finite JSON types, got another"):
         write(tmp_path, Packed({"deep": [value]}, {}), CONFIG, "a")

@@ -78,6 +78,16 @@ def test_preparing_changes_no_name_and_no_value_and_lays_features_out_channels_l
     assert not any(c.is_contiguous() for c in inner)
 
 
+def test_a_single_row_keeps_the_layout_and_is_the_row_of_a_batch():
+    vae, latents = build(CONFIG), noise(2, 5, 4, 6, 6)
+    frames, state = vae.decode_next(latents, None)
+    alone, mine = vae.decode_next(latents[:1], None)
+    assert all(cache.stride(1) == 1 for cache in mine.caches if cache.shape[1] > 4)
+    torch.testing.assert_close(alone, frames[:1], rtol=0, atol=1e-6)
+    for cache, batch in zip(mine.caches, state.caches, strict=True):
+        torch.testing.assert_close(cache, batch[:1], rtol=0, atol=2e-5)
+
+
 def test_a_prepared_decoder_still_trains():
     vae = build(CONFIG)
     vae.decode_train(noise(1, 3, 4, 2, 2)).square().mean().backward()
