@@ -70,7 +70,7 @@ class Hands(Protocol):
         ...
 
 
-class Judging:
+class Asking:
     """Asks the rewards that this rank has."""
 
     engine: Engine | RewardEngine

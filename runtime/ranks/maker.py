@@ -9,14 +9,14 @@ from runtime.grow import grow, grow_candidates
 from runtime.lines import Choice, Line
 from runtime.ranks.clips import clips_for
 from runtime.ranks.deal import Deal, Outcome
-from runtime.ranks.hands import Judging, Made, Work
+from runtime.ranks.hands import Asking, Made, Work
 from runtime.ranks.moving import packed_chunks
 from runtime.ranks.state import State
 from runtime.ranks.world import World
 from runtime.types import Trajectory
 
 
-class Maker(Judging):
+class Maker(Asking):
     """Uses an engine's rooms for one rank's rows. See ``Hands`` for what its methods mean."""
 
     def __init__(self, engine: Engine, world: World) -> None:

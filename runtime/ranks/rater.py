@@ -8,7 +8,7 @@ from runtime.judging import Question
 from runtime.lines import Line
 from runtime.ranks.clips import Clips, assembled
 from runtime.ranks.deal import Deal, Outcome
-from runtime.ranks.hands import Judging, Work
+from runtime.ranks.hands import Asking, Work
 from runtime.ranks.moving import unpacked_chunks
 from runtime.ranks.reward_engine import RewardEngine
 from runtime.ranks.state import State
@@ -16,7 +16,7 @@ from runtime.ranks.world import World
 from runtime.types import Chunk, Trajectory
 
 
-class Rater(Judging):
+class Rater(Asking):
     """Of a history that it judged it holds the frames of the reward window, and no other tensor. See ``Hands``."""
 
     def __init__(self, engine: RewardEngine, world: World) -> None:
