@@ -12,7 +12,7 @@ from torch import Tensor
 from runtime.decode import Decoding, Newest
 from runtime.engine import Engine
 from runtime.parts import Parts
-from runtime.score import Place, Scorer
+from runtime.score import Place, Scorer, numbers_of
 from runtime.settings import Settings
 from runtime.types import Branch, ChunkRecord, Trajectory
 
@@ -74,7 +74,8 @@ class Rewards:
         windows = self.decoding.windows(branches, span, latents, newest, [self.window_chunks])
         shorts = self.scorer.rate_images(newest.frames, span, [place])
         longs = self.scorer.rate_videos(windows, [place])
-        return [scores.fused for scores, _ in self.scorer.decide(branches, shorts, longs, place)]
+        judged = self.scorer.decide(branches, *numbers_of([shorts, longs]), place)
+        return [scores.fused for scores, _ in judged]
 
     def _seen(self, parent: Trajectory) -> Trajectory:
         """A history as this judge saw it."""

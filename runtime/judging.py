@@ -16,7 +16,7 @@ from torch import Tensor
 from runtime.decode import Decoding, Newest
 from runtime.lanes import Lanes
 from runtime.lines import Ahead, Drawn, Line
-from runtime.score import Place, Scorer
+from runtime.score import Place, Scorer, numbers_of
 from runtime.speculation import Speculation
 from runtime.telemetry import StageClock
 from runtime.types import RewardModel, Route, Scores
@@ -53,9 +53,14 @@ class Judging:
         ahead = self._begun(lines, drawn, longs, places)
         self.lanes.join()
         with self.clock.stage("select"):
+            told = iter(numbers_of([x for x in (*shorts, *longs) if isinstance(x, Tensor)]))
+            short, long = (
+                [next(told) if isinstance(x, Tensor) else x for x in said]
+                for said in (shorts, longs)
+            )
             scorers = [line.video.recipe.scorer for line in lines]
-            said = zip(scorers, drawn.spans, shorts, longs, places, strict=True)
-            return [_decided(drawn, *one) for one in said], ahead
+            heard = zip(scorers, drawn.spans, short, long, places, strict=True)
+            return [_decided(drawn, *one) for one in heard], ahead
 
     def questions(
         self, lines: Sequence[Line], drawn: Drawn, newest: Newest, places: Sequence[Place]
@@ -93,7 +98,8 @@ class Judging:
         return self.speculation.begin(line, drawn, early, place)
 
 
-Answer = torch.Tensor | RuntimeError | None  # scores [B] of a line's rows; None: nobody asked
+Answer = Tensor | RuntimeError | None  # scores [B] of a line's rows; None: nobody asked
+Heard = list[float] | RuntimeError | None  # the same on the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +148,12 @@ def attempted(work: Callable[..., T], *given: object) -> T | RuntimeError:
 
 
 def _decided(
-    drawn: Drawn, scorer: Scorer, span: slice, short: Answer, long: Answer, place: Place
+    drawn: Drawn, scorer: Scorer, span: slice, short: Heard, long: Heard, place: Place
 ) -> Verdicts:
     for answer in (short, long):
         if isinstance(answer, RuntimeError):
             return answer
     branches = drawn.branches[span]
-    if not isinstance(short, torch.Tensor) or not isinstance(long, torch.Tensor):
+    if short is None or long is None:
         return [UNJUDGED] * len(branches)
     return attempted(scorer.decide, branches, short, long, place)

@@ -113,16 +113,19 @@ class Scorer:
         )
 
     def decide(
-        self, branches: Sequence[Branch], shorts: Tensor, longs: Tensor, place: Place
+        self,
+        branches: Sequence[Branch],
+        shorts: Sequence[float],
+        longs: Sequence[float],
+        place: Place,
     ) -> list[tuple[Scores, Route]]:
-        """Scores and route of every candidate from its two rewards [B] each.
+        """Scores and route of every candidate from its two rewards, one number each.
 
         A candidate that one of them did not judge has no finite score, and goes on only where ``reward.on_error`` lets a
         video go on without that reward. RuntimeError, with the reasons, where it does not.
         """
-        rewards = torch.stack([shorts.double(), longs.to(shorts.device).double()], dim=1)
-        table = rewards.cpu().tolist()
-        for role, column in zip(("image", "video"), zip(*table, strict=True), strict=True):
+        table = list(zip(shorts, longs, strict=True))
+        for role, column in (("image", shorts), ("video", longs)):
             self._note_unfinite(role, column, place)
         fused = self._fused(branches, table, place)
         return [
@@ -229,6 +232,15 @@ class Scorer:
         if gain > self.memory.quality_threshold and math.isfinite(short + long):
             route = Route.APPEND if drop > self.memory.transition_threshold else Route.EMA
         return Scores(short, long, fused, gain, drop), route
+
+
+def numbers_of(answers: Sequence[Tensor]) -> list[list[float]]:
+    """Scores [B] of several videos as numbers, all of them in one copy."""
+    if not answers:
+        return []
+    flat = torch.cat([scores.to(answers[0].device, torch.float64) for scores in answers])
+    told = iter(flat.cpu().tolist())
+    return [[next(told) for _ in range(len(scores))] for scores in answers]
 
 
 def clip_for(model: RewardModel, window: Window, place: Place) -> Clip:

@@ -90,8 +90,7 @@ def decided(recipe: Recipe, deal: Deal, opinion: Opinion, place: Place) -> Outco
     if policy.judges:
         for incident in opinion.incidents:
             recipe.scorer.keep(incident, place)
-        shorts, longs = torch.tensor([opinion.shorts, opinion.longs], dtype=torch.float64)
-        verdicts = recipe.scorer.decide(deal.branches, shorts, longs, place)
+        verdicts = recipe.scorer.decide(deal.branches, opinion.shorts, opinion.longs, place)
     candidates = grow_candidates(deal.branches, nothing, nothing, verdicts)
     kept, window = policy.select(candidates), recipe.window_chunks
     grown = tuple(grow(candidates[row], place.chunk, Memory(), UNSEEN, window) for row in kept)

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU: rehearse there"),
 ]
 TORCH = {"run.ops": "torch", "run.attention": "sdpa", "run.graphs": "off"}
-DECISION = "runtime/score.py:decide"
+DECISION = "runtime/score.py:numbers_of"
 EARLY = "runtime/score.py:on_host"
 
 

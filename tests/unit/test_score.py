@@ -34,7 +34,7 @@ def scorer(image=None, video=None, released=False, batch_rows=0, tau=0.4, **memo
 
 
 def decided(parent: Trajectory, short: float, long: float, chunk: int = 4, **kinds):
-    shorts, longs = torch.tensor([short]), torch.tensor([long])
+    shorts, longs = [short], [long]
     place = Place("", 16, chunk, 11)
     ((scores, route),) = scorer(**kinds).decide([Branch(parent, 0, 0, 0, 0)], shorts, longs, place)
     return scores, route
