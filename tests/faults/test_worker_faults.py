@@ -110,7 +110,8 @@ def test_sigkill_while_a_snapshot_is_written_leaves_the_one_before_and_it_goes_o
     run(again)
     videos = [(tmp_path / job / "video.mp4").read_bytes() for job in ("v1", "whole")]
     assert videos[0] == videos[1]
-    assert sorted(path.name for path in folder.iterdir()) == ["trace.json", "video.mp4", "writing"]
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["done.json", "trace.json", "video.mp4", "writing"]
 
 
 def test_sigterm_saves_what_is_being_made_and_ctrl_c_is_not_the_workers_affair(
