@@ -64,14 +64,15 @@ class Mark:
 
 
 def light(record: ChunkRecord) -> ChunkRecord:
-    """``record`` without anything of the device, for a thread that is not the engine's: no latents, small pictures."""
+    """``record`` for a thread that is not the engine's: no latents, small pictures. Whoever reads those waits for the
+    device, and the engine does not."""
     candidates = tuple(
         replace(
             one, branch=replace(one.branch, parent=Trajectory()), noise=NOTHING, latents=NOTHING
         )
         for one in record.candidates
     )
-    return replace(record, candidates=candidates, survivors=(), frames=small(record.frames).cpu())
+    return replace(record, candidates=candidates, survivors=(), frames=small(record.frames).clone())
 
 
 class JobFiles:
